@@ -1,0 +1,53 @@
+"""Reading and atomic writing of files: a reader sees the old or the new content, never a part."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def read_text(path: Path) -> str | None:
+    """Content of a text file, or None when there is no such file."""
+    try:
+        return path.read_text("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return None
+
+
+def write_atomic(path: Path, data: str | bytes, mode: int = 0o640) -> None:
+    """Replace a file: write beside it, fsync, rename, fsync the folder."""
+    raw = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
+    beside = path.with_name(f".{path.name}.tmp.{os.getpid()}")
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def remove(path: Path) -> bool:
+    """Unlink a file durably; False when it was not there."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    sync_folder(path.parent)
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,61 @@
+"""Lock files (flock): released by the kernel when their holder dies, however it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pvetools.system import paths
+from pvetools.system.errors import LockTimeout
+
+DEFAULT_TIMEOUT = 10.0
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float = DEFAULT_TIMEOUT, *, what: str = "") -> Iterator[None]:
+    """Hold an exclusive lock on a file; waits at most ``timeout`` seconds.
+
+    Raises:
+        LockTimeout: another process kept it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        _wait(fd, path, timeout, what)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _wait(fd: int, path: Path, timeout: float, what: str) -> None:
+    deadline, pause = time.monotonic() + timeout, 0.005
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                held = f"{what or 'lock'} is in use by another process"
+                raise LockTimeout(f"can't lock file '{path}' - got timeout; {held}") from None
+            time.sleep(pause)
+            pause = min(pause * 2, 0.1)
+        else:
+            return
+
+
+def guest_lock(vmid: int, timeout: float = DEFAULT_TIMEOUT) -> contextlib.AbstractContextManager[None]:
+    """The lock that every change of a guest holds (one for both kinds: ids are shared)."""
+    return locked(paths.lock_dir() / f"guest-{vmid}.lock", timeout, what=f"guest {vmid}")
+
+
+def storage_lock(storage: str, timeout: float = 60.0) -> contextlib.AbstractContextManager[None]:
+    """The lock under which volume names of a storage are chosen and volumes are made or freed."""
+    return locked(paths.lock_dir() / f"storage-{storage}.lock", timeout, what=f"storage '{storage}'")
+
+
+def config_lock(name: str, timeout: float = DEFAULT_TIMEOUT) -> contextlib.AbstractContextManager[None]:
+    """The lock of one shared configuration file, such as ``storage.cfg``."""
+    return locked(paths.lock_dir() / f"file-{name}.lock", timeout, what=f"file '{name}'")

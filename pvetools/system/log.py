@@ -1,0 +1,52 @@
+"""Messages of a running command: one plain line each, on standard error and in the task's log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Sink = Callable[[str], None]
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+_sinks: list[Sink] = [_to_stderr]
+_warnings = 0
+
+
+def emit(line: str) -> None:
+    """Write one message line to every sink."""
+    for sink in _sinks:
+        sink(line)
+
+
+def warn(text: str) -> None:
+    """A warning: shown as such and counted by the task."""
+    global _warnings  # noqa: PLW0603 - one process runs one command
+    _warnings += 1
+    emit(f"WARN: {text}")
+
+
+def warnings() -> int:
+    """Number of warnings so far in this process."""
+    return _warnings
+
+
+@contextmanager
+def sink(extra: Sink) -> Iterator[None]:
+    """Send messages to one more place while the block runs."""
+    _sinks.append(extra)
+    try:
+        yield
+    finally:
+        _sinks.remove(extra)
+
+
+def quiet() -> None:
+    """Stop writing messages to standard error."""
+    if _to_stderr in _sinks:
+        _sinks.remove(_to_stderr)

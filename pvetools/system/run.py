@@ -1,0 +1,131 @@
+"""The only place that starts programs: no shell, a scrubbed environment, errors with the program's own words."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, NamedTuple
+
+from pvetools.system.errors import MissingTool, PveError, RunError
+
+# program -> Debian package, where the two differ
+PACKAGES: dict[str, str] = {
+    "qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils", "qemu-io": "qemu-utils", "lxc-usernsexec": "lxc",
+    "lxc-attach": "lxc", "lxc-console": "lxc", "lxc-start": "lxc", "mkfs.ext4": "e2fsprogs", "resize2fs": "e2fsprogs",
+    "e2fsck": "e2fsprogs", "ip": "iproute2", "mount": "mount", "umount": "mount", "losetup": "mount",
+    "ionice": "util-linux", "nsenter": "util-linux", "unshare": "util-linux", "virsh": "libvirt-clients", "sendmail": "postfix",
+}  # fmt: skip
+KEPT_ENV = ("PATH", "HOME", "TERM", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "PVETOOLS_ROOT", "PVETOOLS_DEBUG")
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Completed(NamedTuple):
+    """What a finished program said."""
+
+    stdout: str
+    stderr: str
+    code: int
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment that children get: only well-known variables, C locale messages."""
+    kept = {key: os.environ[key] for key in KEPT_ENV if key in os.environ}
+    kept.setdefault("PATH", SYSTEM_PATH)
+    return {**kept, "LC_ALL": "C.UTF-8", **(extra or {})}
+
+
+def find(tool: str) -> str | None:
+    """Absolute path of a program, looked up also in the system folders."""
+    return shutil.which(tool) or shutil.which(tool, path=SYSTEM_PATH)
+
+
+def require(tool: str) -> str:
+    """Absolute path of a program.
+
+    Raises:
+        MissingTool: naming the package to install.
+    """
+    found = find(tool)
+    if found is None:
+        raise MissingTool(tool, PACKAGES.get(tool, tool))
+    return found
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    stdin: str | bytes | None = None,
+    check: bool = True,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Completed:
+    """Run a program to its end and collect its output (text; undecodable bytes are kept as surrogates).
+
+    Raises:
+        MissingTool: there is no such program.
+        RunError: it failed and ``check`` is set.
+        PveError: it ran longer than ``timeout`` seconds.
+    """
+    words = [os.fspath(word) for word in argv]
+    data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
+    try:
+        done = subprocess.run(  # noqa: S603 - argv is a list, no shell
+            [require(words[0]), *words[1:]],
+            input=data,
+            stdin=subprocess.DEVNULL if data is None else None,
+            capture_output=True,
+            timeout=timeout,
+            env=environment(env),
+            cwd=cwd,
+            pass_fds=pass_fds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise PveError(f"command '{words[0]}' did not end within {timeout:g} seconds") from None
+    result = Completed(
+        done.stdout.decode("utf-8", "surrogateescape"), done.stderr.decode("utf-8", "replace"), done.returncode
+    )
+    if check and result.code:
+        raise RunError(words, result.code, result.stderr or result.stdout)
+    return result
+
+
+def popen(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    stdin: int | IO[Any] | None = subprocess.DEVNULL,
+    stdout: int | IO[Any] | None = None,
+    stderr: int | IO[Any] | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    pass_fds: Sequence[int] = (),
+    new_session: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start a program for streaming; the caller waits for it."""
+    words = [os.fspath(word) for word in argv]
+    return subprocess.Popen(  # noqa: S603 - argv is a list, no shell
+        [require(words[0]), *words[1:]],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env=environment(env),
+        cwd=cwd,
+        pass_fds=pass_fds,
+        start_new_session=new_session,
+    )
+
+
+def interactive(argv: Sequence[str | os.PathLike[str]]) -> int:
+    """Run a program on the caller's own terminal; returns its exit status as a shell would give it."""
+    words = [os.fspath(word) for word in argv]
+    code = subprocess.run([require(words[0]), *words[1:]], env=environment(), check=False).returncode  # noqa: S603
+    return code if code >= 0 else 128 - code
+
+
+PIPE = subprocess.PIPE
+DEVNULL = subprocess.DEVNULL
+STDOUT = subprocess.STDOUT
