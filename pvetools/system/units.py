@@ -42,13 +42,15 @@ def human_size(size: int) -> str:
     return f"{size} B" if unit == "B" else f"{value:.2f} {unit}"
 
 
-def convert_size(value: str | float, source: str, target: str, *, round_up: bool = True) -> int:
+def convert_size(value: str | float | None, source: str, target: str, *, round_up: bool = True) -> int:
     """Convert between binary units named ``b kb mb gb tb pb``; partial target units are rounded up.
 
     Raises:
         ValueError: a negative or malformed number, or an unknown unit.
     """
-    text = str(value)
+    text = "" if value is None else str(value)
+    if not text:
+        raise ValueError("no value given")
     if not _NUMBER.fullmatch(text):
         raise ValueError(f"value '{text}' is not a valid, positive number")
     for unit in (source, target):
