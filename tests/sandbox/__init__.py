@@ -1,0 +1,1 @@
+"""What tests and the demo need of a machine: namespaces, daemons, images, templates."""
