@@ -1,4 +1,4 @@
-"""The one declaration: typed rows from which options, checks, config files, usage texts, man pages and completion come."""
+"""The one declaration: typed rows that feed options, checks, config files, usage texts, man pages and completion."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Field:
         "apply", "attr", "bare", "count", "default", "help", "kind", "name", "note", "required", "requires", "start",
     )  # fmt: skip
 
-    def __init__(self, kind: Kind, help: str, **more: Any) -> None:  # noqa: A002 - the field's word
+    def __init__(self, kind: Kind, help: str, **more: Any) -> None:
         self.kind, self.help = kind, help
         self.attr = ""
         self.name: str = more.get("name", "")
@@ -76,7 +76,7 @@ class Field:
 
 def field(
     kind: Kind,
-    help: str,  # noqa: A002 - the field's word
+    help: str,
     *,
     default: Any = None,
     name: str = "",
@@ -106,7 +106,7 @@ def field(
 
 def indexed(
     kind: Kind,
-    help: str,  # noqa: A002 - the field's word
+    help: str,
     *,
     count: int,
     start: int = 0,
@@ -117,12 +117,13 @@ def indexed(
     return Field(kind, help, count=count, start=start, name=name, apply=apply)
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, indexed))
+# Without field_specifiers every row counts as "has a default": rows stay short, `check` reports what is missing.
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 class Record:
     """A set of options with typed values.
 
     ``given`` holds the parsed values that were really present, keyed by full name (``scsi3``);
-    attributes yield these or the defaults.
+    attributes yield these or the defaults. ``FIELDS`` holds the rows by label: ``numa``, ``numa[n]``.
     """
 
     FIELDS: ClassVar[Mapping[str, Field]] = {}
@@ -133,7 +134,7 @@ class Record:
         fields: dict[str, Field] = {}
         aliases: dict[str, str] = {}
         for base in reversed(cls.__mro__):
-            fields.update({f.name: f for f in vars(base).values() if isinstance(f, Field)})
+            fields.update({f.label: f for f in vars(base).values() if isinstance(f, Field)})
             aliases.update(vars(base).get("ALIASES", {}))
         cls.FIELDS, cls.ALIASES = fields, aliases
 
@@ -142,7 +143,7 @@ class Record:
         given: dict[str, Any] = {}
         for attr, value in values.items():
             row = by_attr[attr]
-            if row.count:
+            if value is not None and row.count:
                 given.update({f"{row.name}{index}": item for index, item in value.items()})
             elif value is not None:
                 given[row.name] = value
@@ -169,11 +170,11 @@ class Record:
     def find(cls, key: str) -> tuple[Field, int | None] | None:
         """The row behind a full name, and the index for families; None for an unknown name."""
         row = cls.FIELDS.get(key)
-        if row is not None and not row.count:
-            return row, None
+        if row is not None:
+            return None if row.count else (row, None)
         base = key.rstrip("0123456789")
-        row, digits = cls.FIELDS.get(base), key[len(base) :]
-        if row is None or not row.count or not digits or (digits[0] == "0" and digits != "0"):
+        row, digits = cls.FIELDS.get(f"{base}[n]"), key[len(base) :]
+        if row is None or not digits or (digits[0] == "0" and digits != "0"):
             return None
         index = int(digits)
         return (row, index) if row.start <= index < row.start + row.count else None
@@ -253,11 +254,9 @@ class Record:
         return {key: self._at(key)[0].kind.format(value) for key, value in self.given.items()}
 
     def replaced(self, **changes: Any) -> Self:
-        """A copy with some attributes changed; None removes one."""
-        names = {f.attr: f.name for f in self.FIELDS.values()}
-        given = {key: value for key, value in self.given.items() if key not in {names[attr] for attr in changes}}
-        given.update({names[attr]: value for attr, value in changes.items() if value is not None})
-        return self._made(given)
+        """A copy with some attributes changed; None removes one. A family is replaced as a whole."""
+        kept = {key: value for key, value in self.given.items() if self._at(key)[0].attr not in changes}
+        return self._made(kept | type(self)(**changes).given)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.given == vars(other)["given"]
@@ -348,9 +347,10 @@ class PropertyString(Record):
         return ",".join(parts + [f"{key}={texts[key]}" for key in sorted(texts)])
 
 
-def nested(record: type[PropertyString], *, complete: str = "") -> Kind:
-    """A value that is a property string."""
-    return Kind(record.parse, lambda value: str(value.format()), {"type": "string"}, complete, record)
+def nested(record: type[PropertyString], *, form: str = "", complete: str = "") -> Kind:
+    """A value that is a property string; ``form`` is its format's public name, where it has one."""
+    schema = {"type": "string", "format": form} if form else {"type": "string"}
+    return Kind(record.parse, lambda value: str(value.format()), schema, complete, record)
 
 
 def array(kind: Kind) -> Kind:

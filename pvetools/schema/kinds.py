@@ -25,14 +25,13 @@ boolean = Kind(_parse_boolean, lambda value: "1" if value else "0", {"type": "bo
 
 def string(pattern: str = "", *, min_length: int = 0, max_length: int = 0, complete: str = "", form: str = "") -> Kind:
     """Text, optionally with a pattern (whole value) and a length in characters. ``form`` names it in schemas."""
-    regex = re.compile(pattern) if pattern else None
 
     def parse(text: str) -> str:
         if len(text) < min_length:
             raise ValueError(f"value must be at least {min_length} characters long")
         if max_length and len(text) > max_length:
             raise ValueError(f"value may only be {max_length} characters long")
-        if regex and not regex.fullmatch(text):
+        if pattern and not re.fullmatch(pattern, text, re.ASCII):  # compiled at first use: imports stay fast
             raise ValueError(f"value '{text}' does not match the regex pattern '{pattern}'")
         return text
 
@@ -94,8 +93,8 @@ def split_list(text: str) -> list[str]:
     return [part for part in re.split(r"[,;\s\0]+", text) if part]
 
 
-def listing(kind: Kind) -> Kind:
-    """A list in one string; an empty string is an empty list."""
+def listing(kind: Kind, separator: str = ",") -> Kind:
+    """A list in one string; an empty string is an empty list. All separators are read, one is written."""
 
     def parse(text: str) -> list[Any]:
         return [kind.parse(part) for part in split_list(text)]
@@ -103,7 +102,7 @@ def listing(kind: Kind) -> Kind:
     schema = {**kind.json, "type": "string"}
     if "format" in schema:
         schema["format"] = f"{schema['format']}-list"
-    return Kind(parse, lambda value: ",".join(kind.format(part) for part in value), schema, kind.complete)
+    return Kind(parse, lambda value: separator.join(kind.format(part) for part in value), schema, kind.complete)
 
 
 def checked(form: str, check: Callable[[str], object], *, complete: str = "", max_length: int = 0) -> Kind:
@@ -123,10 +122,9 @@ def checked(form: str, check: Callable[[str], object], *, complete: str = "", ma
 
 def by_pattern(form: str, pattern: str, what: str, *, complete: str = "", max_length: int = 0) -> Kind:
     """Text with a public format name and a pattern; ``what`` says in words what is expected."""
-    regex = re.compile(pattern)
 
     def check(text: str) -> None:
-        if not regex.fullmatch(text):
+        if not re.fullmatch(pattern, text, re.ASCII):
             raise ValueError(f"value '{text}' does not look like {what}")
 
     return checked(form, check, complete=complete, max_length=max_length)
