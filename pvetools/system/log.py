@@ -26,7 +26,7 @@ def emit(line: str) -> None:
 
 def warn(text: str) -> None:
     """A warning: shown as such and counted by the task."""
-    global _warnings  # noqa: PLW0603 - one process runs one command
+    global _warnings
     _warnings += 1
     emit(f"WARN: {text}")
 

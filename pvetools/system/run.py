@@ -73,7 +73,7 @@ def run(
     words = [os.fspath(word) for word in argv]
     data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
     try:
-        done = subprocess.run(  # noqa: S603 - argv is a list, no shell
+        done = subprocess.run(
             [require(words[0]), *words[1:]],
             input=data,
             stdin=subprocess.DEVNULL if data is None else None,
@@ -107,7 +107,7 @@ def popen(
 ) -> subprocess.Popen[bytes]:
     """Start a program for streaming; the caller waits for it."""
     words = [os.fspath(word) for word in argv]
-    return subprocess.Popen(  # noqa: S603 - argv is a list, no shell
+    return subprocess.Popen(
         [require(words[0]), *words[1:]],
         stdin=stdin,
         stdout=stdout,
@@ -122,7 +122,7 @@ def popen(
 def interactive(argv: Sequence[str | os.PathLike[str]]) -> int:
     """Run a program on the caller's own terminal; returns its exit status as a shell would give it."""
     words = [os.fspath(word) for word in argv]
-    code = subprocess.run([require(words[0]), *words[1:]], env=environment(), check=False).returncode  # noqa: S603
+    code = subprocess.run([require(words[0]), *words[1:]], env=environment(), check=False).returncode
     return code if code >= 0 else 128 - code
 
 

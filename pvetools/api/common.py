@@ -1,0 +1,26 @@
+"""Parameters that many methods share."""
+
+from __future__ import annotations
+
+from pvetools.schema.core import Record, field
+from pvetools.schema.formats import digest, node_name, vmid
+
+
+class NodeParams(Record):
+    """Methods below ``/nodes/{node}``."""
+
+    node: str = field(node_name, "Name of the node.", required=True)
+
+
+class GuestParams(NodeParams):
+    """Methods below ``/nodes/{node}/{kind}/{vmid}``."""
+
+    vmid: int = field(vmid, "Id of the guest.", required=True)
+
+
+class DigestParam(Record):
+    """Guard against lost updates."""
+
+    digest: str = field(
+        digest, "Refuse to change anything when the configuration's SHA-1 digest differs from this one.", default=""
+    )

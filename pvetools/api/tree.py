@@ -1,0 +1,167 @@
+"""The tree of methods: rows of (verb, path, parameters, permission, returns) behind the tools, ``pvesh`` and REST."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from pvetools.schema.core import NestedErrors, Raw, Record
+from pvetools.system import paths
+from pvetools.system.errors import NotImplementedMethod, ParamErrors
+
+# modules below pvetools.api that hold rows
+MODULES = ("cluster", "nodes", "qemu", "qemu_config", "lxc", "lxc_config", "storage", "backup")
+VERBS = {"get": "GET", "set": "PUT", "create": "POST", "delete": "DELETE"}
+
+P = TypeVar("P", bound=Record)
+Permission = tuple[str, ...]
+Handler = Callable[[Any], Any]
+
+
+class Method(NamedTuple):
+    """One row.
+
+    ``permission`` is (path template, privilege, ...) as the access rules will check it; empty means root@pam only,
+    ``("user",)`` any login. ``returns`` is a JSON schema. ``task`` names the task type under which the handler runs:
+    then the caller gets a UPID. ``task_id`` is the parameter that identifies what the task works on.
+    """
+
+    verb: str
+    path: str
+    params: type[Record]
+    handler: Handler
+    permission: Permission
+    returns: Mapping[str, Any]
+    task: str
+    task_id: str
+
+    @property
+    def help(self) -> str:
+        """First paragraph of the handler's docstring."""
+        return " ".join((self.handler.__doc__ or "").strip().split("\n\n")[0].split())
+
+
+ROWS: dict[tuple[str, str], Method] = {}
+ANY: Mapping[str, Any] = {"type": "any"}
+NULL: Mapping[str, Any] = {"type": "null"}
+UPID: Mapping[str, Any] = {"type": "string"}
+
+
+def method(
+    verb: str,
+    path: str,
+    params: type[P],
+    *,
+    permission: Permission = (),
+    returns: Mapping[str, Any] = ANY,
+    task: str = "",
+    task_id: str = "vmid",
+) -> Callable[[Callable[[P], Any]], Method]:
+    """Add a function to the tree; the name then stands for the row."""
+
+    def add(handler: Callable[[P], Any]) -> Method:
+        row = Method(verb, path, params, handler, permission, UPID if task else returns, task, task_id)
+        ROWS[verb, path] = row
+        return row
+
+    return add
+
+
+def load_all() -> None:
+    """Import every module that holds rows."""
+    for name in MODULES:
+        importlib.import_module(f"pvetools.api.{name}")
+
+
+def _match(template: str, path: str) -> dict[str, str] | None:
+    """Path variables when a concrete path fits a template; ``{name:*}`` takes the rest, slashes included."""
+    pattern = re.sub(r"\\{([a-z]+)\\}", r"(?P<\1>[^/]+)", re.escape(template))
+    pattern = re.sub(r"\\{([a-z]+):\\\*\\}", r"(?P<\1>.+)", pattern)
+    match = re.fullmatch(pattern, path)
+    return match.groupdict() if match else None
+
+
+def normalise(path: str) -> str:
+    """``nodes/x/`` -> ``/nodes/x``."""
+    return "/" + "/".join(part for part in path.split("/") if part)
+
+
+def find(verb: str, path: str) -> tuple[Method, dict[str, str]]:
+    """The row behind a concrete path, and the values of its path variables.
+
+    Raises:
+        NotImplementedMethod: nothing there.
+    """
+    wanted = normalise(path)
+    fitting = [
+        (template.count("{"), template, variables)
+        for (row_verb, template) in ROWS
+        if row_verb == verb and (variables := _match(template, wanted)) is not None
+    ]
+    if not fitting:
+        raise NotImplementedMethod(f"Method '{verb} {wanted}' not implemented")
+    _, template, variables = min(fitting, key=lambda found: found[:2])
+    return ROWS[verb, template], variables
+
+
+def verbs_at(path: str) -> list[str]:
+    """HTTP verbs that a concrete path serves."""
+    wanted = normalise(path)
+    return sorted({verb for verb, template in ROWS if _match(template, wanted) is not None})
+
+
+def children(path: str) -> list[str]:
+    """Next path parts below a concrete path, in the tree's own words (``{vmid}`` for a variable)."""
+    wanted = normalise(path)
+    depth = len([part for part in wanted.split("/") if part])
+    found: dict[str, None] = {}
+    for _, template in ROWS:
+        parts = [part for part in template.split("/") if part]
+        if len(parts) > depth and _match("/" + "/".join(parts[:depth]), wanted) is not None:
+            found[parts[depth]] = None
+    return list(found)
+
+
+def rows() -> Iterator[Method]:
+    """All rows, by path and verb."""
+    for key in sorted(ROWS, key=lambda key: (key[1], key[0])):
+        yield ROWS[key]
+
+
+def check(row: Method, raw: Raw) -> Record:
+    """Check the parameters of a call.
+
+    Raises:
+        ParamErrors: all wrong ones.
+    """
+    try:
+        params = row.params.check(raw)
+    except NestedErrors as error:
+        raise ParamErrors(error.errors) from None
+    node = params.given.get("node")
+    if node is not None and "{node}" in row.path and node not in ("localhost", paths.node()):
+        raise ParamErrors({"node": f"no such node '{node}', this host is '{paths.node()}'"})
+    return params
+
+
+def call(row: Method, raw: Raw) -> Any:
+    """Check parameters and run a method; rows with a task run as one and give its UPID.
+
+    Raises:
+        PveError: whatever went wrong.
+    """
+    return invoke(row, check(row, raw))
+
+
+def invoke(row: Method, params: Record) -> Any:
+    """Run a method whose parameters are checked."""
+    if row.verb != "GET":
+        paths.ensure_tree()
+    if not row.task:
+        return row.handler(params)
+    from pvetools.system import task
+
+    ident = params.given.get(row.task_id, "")
+    return task.run(row.task, str(ident), lambda: row.handler(params))

@@ -1,0 +1,130 @@
+"""Results on standard output: JSON, YAML or text, and nothing else there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pvetools.schema.core import Record, field
+from pvetools.schema.kinds import boolean, choice
+
+TextRenderer = Callable[[Any, Any, Any], str]
+
+
+class OutputOptions(Record):
+    """Options of every command that prints data."""
+
+    output_format: str = field(
+        choice("text", "json", "json-pretty", "yaml"),
+        "Format of the printed data.",
+        name="output-format",
+        default="text",
+    )
+    human_readable: bool = field(
+        boolean, "Print times and sizes in a form for people.", name="human-readable", default=True
+    )
+    noborder: bool = field(boolean, "Print tables without borders (text format).", default=False)
+    noheader: bool = field(boolean, "Print tables without column headers (text format).", default=False)
+    quiet: bool = field(boolean, "Print no result.", default=False)
+
+
+def show(data: Any, params: Record, options: OutputOptions, text: TextRenderer | None = None) -> None:
+    """Print a result in the chosen format; the text renderer gets (data, parameters, options)."""
+    if options.quiet:
+        return
+    if options.output_format != "text":
+        sys.stdout.write(_encoded(data, options.output_format) + "\n")
+        return
+    if data is None:
+        return
+    shown = text(data, params, options) if text else generic(data, options)
+    if shown:
+        sys.stdout.write(shown.rstrip("\n") + "\n")
+
+
+def _encoded(data: Any, form: str) -> str:
+    if form == "yaml":
+        import yaml
+
+        return str(yaml.safe_dump(data, allow_unicode=True, sort_keys=True)).rstrip("\n")
+    import json
+
+    if form == "json-pretty":
+        return json.dumps(data, indent=3, sort_keys=True, ensure_ascii=False)
+    return json.dumps(data, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+
+def generic(data: Any, options: OutputOptions) -> str:
+    """Text of any result: a table for a list of objects, two columns for an object, plain lines otherwise."""
+    if isinstance(data, Mapping):
+        return table(["key", "value"], [[key, cell(data[key])] for key in sorted(data)], options)
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        if data and all(isinstance(row, Mapping) for row in data):
+            keys = sorted({key for row in data for key in row})
+            return table(keys, [[cell(row.get(key)) for key in keys] for row in data], options)
+        return "\n".join(cell(item) for item in data)
+    return cell(data)
+
+
+def cell(value: Any) -> str:
+    """One value as a word."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, dict | list):
+        import json
+
+        return json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return str(value)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], options: OutputOptions) -> str:
+    """A table with box-drawing borders on a UTF-8 terminal, ``+-|`` elsewhere, none with ``--noborder``."""
+    head = [] if options.noheader else [list(header)]
+    lines = [[text.replace("\n", " ") for text in row] for row in [*head, *map(list, rows)]]
+    widths = [max((len(line[i]) for line in lines), default=0) for i in range(len(header))]
+    if options.noborder:
+        return "\n".join(" ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+                         for line in lines)  # fmt: skip
+    return _boxed(lines, widths, bool(head))
+
+
+def _boxed(lines: list[list[str]], widths: list[int], has_head: bool) -> str:
+    fancy = sys.stdout.isatty() and (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    bar, chars = ("│", ("┌─┬┐", "╞═╪╡", "├─┼┤", "└─┴┘")) if fancy else ("|", ("+-++", "+=++", "+-++", "+-++"))
+
+    def rule(corner: str) -> str:
+        left, line, cross, right = tuple(corner)
+        return left + cross.join(line * (width + 2) for width in widths) + right
+
+    out = [rule(chars[0])]
+    for number, cells in enumerate(lines):
+        if number:
+            out.append(rule(chars[1] if has_head and number == 1 else chars[2]))
+        out.append(bar + bar.join(f" {text.ljust(width)} " for text, width in zip(cells, widths, strict=True)) + bar)
+    return "\n".join([*out, rule(chars[3])])
+
+
+def columns(spec: Sequence[tuple[str, int]], rows: Sequence[Sequence[object]], *, header: bool = True) -> str:
+    """Plain columns; a positive width aligns right, a negative one left, zero is the last free column."""
+
+    def line(values: Sequence[object]) -> str:
+        parts = []
+        for (_, width), value in zip(spec, values, strict=True):
+            text = cell(value)
+            parts.append(text if not width else text.rjust(width) if width > 0 else text.ljust(-width))
+        return " ".join(parts).rstrip()
+
+    head = [line([name for name, _ in spec])] if header else []
+    return "\n".join(head + [line(row) for row in rows])
+
+
+def key_values(data: Mapping[str, Any], params: object = None, options: object = None) -> str:
+    """``key: value`` lines, sorted; a description's line breaks are kept as ``%0A``."""
+    return "\n".join(f"{key}: {_one_line(cell(data[key]))}" for key in sorted(data))
+
+
+def _one_line(text: str) -> str:
+    return text.replace("%", "%25").replace("\n", "%0A") if "\n" in text else text

@@ -1,0 +1,265 @@
+"""Tasks: every longer change has a UPID, a log file and an entry in the list, in the places Proxmox VE uses.
+
+``var/log/pve/tasks/active`` lists running and just ended tasks, ``index`` the ended ones, and
+``tasks/X/UPID`` holds a task's log, whose last line is its result (X: last hex digit of the start time).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from pvetools.system import files, lock, log, paths
+from pvetools.system.errors import Interrupted, NotFound, PveError
+
+KEEP_IN_ACTIVE = 25
+_UPID = re.compile(
+    r"UPID:(?P<node>[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?):(?P<pid>[0-9A-Fa-f]{8}):(?P<pstart>[0-9A-Fa-f]{8,9}):"
+    r"(?P<starttime>[0-9A-Fa-f]{8}):(?P<type>[^:\s/]+):(?P<id>[^:\s/]*):(?P<user>[^:\s/]+):"
+)
+
+
+class Upid(NamedTuple):
+    """Name of a task: where, which process, since when, what for, by whom."""
+
+    node: str
+    pid: int
+    pstart: int
+    starttime: int
+    type: str
+    id: str
+    user: str
+
+    def __str__(self) -> str:
+        return (
+            f"UPID:{self.node}:{self.pid:08X}:{self.pstart:08X}:{self.starttime:08X}:{self.type}:{self.id}:{self.user}:"
+        )
+
+
+class Entry(NamedTuple):
+    """One line of the task lists; ``endtime`` is 0 and ``status`` empty while it runs."""
+
+    upid: Upid
+    endtime: int = 0
+    status: str = ""
+
+
+def parse_upid(text: str) -> Upid:
+    """Read a UPID.
+
+    Raises:
+        PveError: malformed.
+    """
+    match = _UPID.fullmatch(text)
+    if not match:
+        raise PveError(f"unable to parse worker upid '{text}'")
+    pid, pstart, start = (int(match[part], 16) for part in ("pid", "pstart", "starttime"))
+    return Upid(match["node"], pid, pstart, start, match["type"], match["id"], match["user"])
+
+
+def log_path(upid: Upid) -> Path:
+    """Log file of a task."""
+    return paths.log_dir() / "tasks" / f"{upid.starttime & 0xF:X}" / str(upid)
+
+
+def process_start(pid: int) -> int:
+    """Start time of a process in clock ticks since boot; 0 when it does not exist."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    state, *fields = stat.rsplit(")", 1)[1].split()
+    return 0 if state == "Z" else int(fields[18])
+
+
+def is_alive(upid: Upid) -> bool:
+    """Whether the process of a task still runs."""
+    return upid.pid > 0 and process_start(upid.pid) == upid.pstart
+
+
+def result_in_log(upid: Upid) -> str:
+    """Result that the log's last line states; ``unexpected status`` when the process died without one."""
+    try:
+        with log_path(upid).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            last = file.read().decode("utf-8", "replace").rstrip("\n").rpartition("\n")[2]
+    except OSError:
+        return "unexpected status"
+    match = re.match(r"TASK (?:(OK)|ERROR: (.*)|(WARNINGS: \d+))$", last)
+    return next((part for part in match.groups() if part is not None), "") if match else "unexpected status"
+
+
+# -- the lists ---------------------------------------------------------------------------------------------------------
+
+
+def _tasks_dir() -> Path:
+    return paths.log_dir() / "tasks"
+
+
+def _read_active() -> list[Entry]:
+    entries: list[Entry] = []
+    for line in (files.read_text(_tasks_dir() / "active") or "").splitlines():
+        match = re.match(r"(\S+) [01](?: ([0-9A-Fa-f]{8}) (.*))?$", line)
+        if match and _UPID.fullmatch(match[1]):
+            entries.append(Entry(parse_upid(match[1]), int(match[2] or "0", 16), match[3] or ""))
+    return entries
+
+
+def _write_active(entries: list[Entry]) -> None:
+    running = [entry for entry in entries if not entry.endtime]
+    ended = sorted((entry for entry in entries if entry.endtime), key=lambda entry: -entry.endtime)
+    lines = [f"{entry.upid} 0" for entry in running]
+    lines += [f"{entry.upid} 1 {entry.endtime:08X} {entry.status}" for entry in ended[:KEEP_IN_ACTIVE]]
+    files.write_atomic(_tasks_dir() / "active", "\n".join(lines) + "\n")
+
+
+def _archive(entry: Entry) -> None:
+    with (_tasks_dir() / "index").open("a") as index:
+        index.write(f"{entry.upid} {entry.endtime:08X} {entry.status}\n")
+
+
+def _register(upid: Upid) -> None:
+    with lock.config_lock("tasks"):
+        _write_active([*_bury_dead(_read_active()), Entry(upid)])
+
+
+def _finish(upid: Upid, status: str) -> None:
+    ended = Entry(upid, int(time.time()), status.replace("\n", " "))
+    with lock.config_lock("tasks"):
+        _archive(ended)
+        _write_active([entry for entry in _bury_dead(_read_active()) if entry.upid != upid] + [ended])
+
+
+def _bury_dead(entries: list[Entry]) -> list[Entry]:
+    """Move tasks whose process died without a result to the ended ones."""
+    return [entry if entry.endtime or is_alive(entry.upid) else _buried(entry) for entry in entries]
+
+
+def _buried(entry: Entry) -> Entry:
+    dead = entry._replace(endtime=int(time.time()), status=result_in_log(entry.upid))
+    _archive(dead)
+    return dead
+
+
+def active() -> list[Entry]:
+    """Running tasks and the newest ended ones; dead processes are shown with ``unexpected status``."""
+    entries = _read_active()
+    return [
+        entry if entry.endtime or is_alive(entry.upid) else entry._replace(endtime=-1, status=result_in_log(entry.upid))
+        for entry in entries
+    ]
+
+
+def archived() -> Iterator[Entry]:
+    """Ended tasks, newest first."""
+    for line in reversed((files.read_text(_tasks_dir() / "index") or "").splitlines()):
+        match = re.match(r"(\S+)(?: ([0-9A-Fa-f]{8})(?: (.*))?)?$", line)
+        if match and _UPID.fullmatch(match[1]):
+            yield Entry(parse_upid(match[1]), int(match[2] or "0", 16), match[3] or "")
+
+
+def owner_of(vmid: int) -> Entry | None:
+    """The newest task that worked on a guest, to name who left a lock behind."""
+    found = [entry for entry in active() if entry.upid.id == str(vmid)]
+    return max(found, key=lambda entry: entry.upid.starttime, default=None)
+
+
+def entry_of(upid: Upid) -> Entry:
+    """A task's place in the lists, whether it runs or has ended.
+
+    Raises:
+        NotFound: no log of that task.
+    """
+    if not log_path(upid).exists():
+        raise NotFound(f"no such task '{upid}'")
+    if is_alive(upid):
+        return Entry(upid)
+    return next((entry for entry in archived() if entry.upid == upid), Entry(upid, -1, result_in_log(upid)))
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def run(kind: str, ident: str, body: Callable[[], object], user: str = "root@pam") -> str:
+    """Run a function as a task in this process; its messages go to standard error and to the task's log.
+
+    Returns:
+        The UPID, when the body succeeded.
+
+    Raises:
+        PveError: what the body raised; Interrupted after SIGINT, SIGTERM or SIGHUP.
+    """
+    pid = os.getpid()
+    upid = Upid(paths.node(), pid, process_start(pid), int(time.time()), kind, ident, user)
+    while log_path(upid).exists():  # two tasks of one kind within one second in one process
+        upid = upid._replace(starttime=upid.starttime + 1)
+    log_path(upid).parent.mkdir(parents=True, exist_ok=True)
+    with log_path(upid).open("a", errors="surrogateescape") as file:
+
+        def to_file(line: str) -> None:
+            file.write(line + "\n")
+            file.flush()
+
+        _register(upid)
+        status = "unexpected status"
+        try:
+            with log.sink(to_file):
+                status = _run_body(body)
+        except BaseException as error:
+            status = _reason(error)
+            to_file(f"TASK ERROR: {status}")
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted from None
+            raise
+        else:
+            to_file(f"TASK {status}")
+        finally:
+            _finish(upid, status)
+    return str(upid)
+
+
+def _run_body(body: Callable[[], object]) -> str:
+    before = log.warnings()
+    with interruptible():
+        body()
+    counted = log.warnings() - before
+    return f"WARNINGS: {counted}" if counted else "OK"
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return str(Interrupted())
+    return (str(error) or type(error).__name__).replace("\n", " ")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into the same KeyboardInterrupt that Ctrl-C raises, so that undo stacks unwind."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop(upid: Upid) -> None:
+    """Ask a running task to end (SIGTERM); it undoes what it began.
+
+    Raises:
+        PveError: it does not run here.
+    """
+    if upid.node != paths.node() or not is_alive(upid):
+        raise PveError(f"task '{upid}' is not running")
+    os.kill(upid.pid, signal.SIGTERM)
