@@ -96,7 +96,8 @@ class GuestConfig:
         return self.current.get("lock", "")
 
     def _content(self) -> tuple[object, ...]:
-        return (self.current, self.pending, self.snapshots, self.special, self.unknown)
+        special = {name: part for name, part in self.special.items() if part}
+        return (self.current, self.pending, self.snapshots, special, self.unknown)
 
     def touched(self) -> bool:
         """Whether the parts differ from what the file says."""
@@ -137,9 +138,9 @@ def decode_text(text: str) -> str:
 
 def _section_text(section: Section, *, pending: bool = False) -> str:
     lines: list[str] = []
-    description = section.get("description", "").rstrip("\n")
+    description = section.get("description", "")
     if description:
-        lines += ["#" + encode_text(line) for line in description.split("\n")]
+        lines += ["#" + encode_text(line) for line in description.removesuffix("\n").split("\n")]
     elif pending and "description" in section:
         lines.append("#")  # a description that is to become empty
     for key in sorted(section.keys() - {"description"}):
@@ -229,7 +230,7 @@ class _Parser:
         elif match[1] == "delete" and section is not self.config.pending:
             self.problem(number, f"property 'delete' is only allowed in [{PENDING_HEADER[self.config.kind]}]")
         elif match[1] == "description":  # the form of old files
-            section["description"] = decode_text(match[2])
+            section["description"] = decode_text(match[2]).removesuffix("\n") + "\n"
         else:
             section[match[1]] = match[2]
 

@@ -294,7 +294,6 @@ def test_whatever_is_written_is_read_back(
 ) -> None:
     config = guest.GuestConfig("qemu", 100, Path("100.conf"))
     config.current.update(current)
-    description = description.rstrip("\n")
     if description:
         config.current["description"] = description + "\n"
     config.pending.update(pending)
@@ -306,7 +305,11 @@ def test_whatever_is_written_is_read_back(
     assert again.canonical() == text
 
 
-@given(st.binary(max_size=200))
+FRAGMENTS = [b"#", b"a: 1", b"[ab]", b"[PENDING]", b"[pve:pending]", b"[special:cloudinit]", b"[x y]", b"[", b"]", b"\n", b"\n",
+             b"lxc.a: b", b"description: x%0Ay", b"delete: a", b" ", b"\r", b":", b"%3", b"\xff", b"[special:pending]", b"ab", b"[pending]"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=5), max_size=25).map(b"".join))
 def test_no_file_content_crashes_the_reader(data: bytes) -> None:
     text = data.decode("utf-8", "surrogateescape")
     for kind in ("qemu", "lxc"):
@@ -315,4 +318,5 @@ def test_no_file_content_crashes_the_reader(data: bytes) -> None:
         once = config.canonical()
         again = guest.parse(kind, 100, once)
         assert again.canonical() == once
+        assert not again.problems
         assert again._content() == config._content()
