@@ -129,3 +129,4 @@ def interactive(argv: Sequence[str | os.PathLike[str]]) -> int:
 PIPE = subprocess.PIPE
 DEVNULL = subprocess.DEVNULL
 STDOUT = subprocess.STDOUT
+Process = subprocess.Popen[bytes]  # for annotations elsewhere
