@@ -117,7 +117,10 @@ def checked(form: str, check: Callable[[str], object], *, complete: str = "", ma
             raise ValueError(f"invalid format - {error}") from None
         return text
 
-    return Kind(parse, str, {"type": "string", "format": form}, complete)
+    schema: dict[str, Any] = {"type": "string", "format": form}
+    if max_length:
+        schema["maxLength"] = max_length
+    return Kind(parse, str, schema, complete)
 
 
 def by_pattern(form: str, pattern: str, what: str, *, complete: str = "", max_length: int = 0) -> Kind:
