@@ -93,17 +93,17 @@ class Threaded(PropertyString):
     ro: bool | None = field(boolean, "Make the disk read-only.")
 
 
-class IdeDrive(Drive, WorldWideName):
+class IdeDrive(WorldWideName, Drive):
     """Value of ``ide[n]`` and ``cdrom``."""
 
     model: str | None = field(formats.url_encoded(120), "Model name reported to the guest, URL-encoded.")
 
 
-class SataDrive(Drive, WorldWideName):
+class SataDrive(WorldWideName, Drive):
     """Value of ``sata[n]``."""
 
 
-class ScsiDrive(Drive, WorldWideName, Threaded):
+class ScsiDrive(Threaded, WorldWideName, Drive):
     """Value of ``scsi[n]``."""
 
     queues: int | None = field(integer(2), "Number of request queues.")
@@ -112,7 +112,7 @@ class ScsiDrive(Drive, WorldWideName, Threaded):
     product: str | None = field(string(r"[A-Za-z0-9\-_\s]{,16}"), "Product name reported to the guest.")
 
 
-class VirtioDrive(Drive, Threaded):
+class VirtioDrive(Threaded, Drive):
     """Value of ``virtio[n]``."""
 
 
