@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pvetools.schema.core import Record
 
 _KEY = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*):\s*(.+?)\s*", re.ASCII)
+_COMMON = re.compile(
+    r"^(?!lxc\.|delete:|description:)([A-Za-z][A-Za-z0-9_.-]*): (\S(?:.*\S)?)$", re.ASCII | re.MULTILINE
+)
+_PARTS = re.compile(r"\n(?=\[)")
 _RAW_LXC = re.compile(r"(lxc\.[a-z0-9_.-]+)(?::|\s*=)\s*(.*?)\s*", re.ASCII)
 _HEADER = re.compile(r"\[([^\]]*)\]\s*", re.ASCII)
 _SNAPSHOT = re.compile(r"[a-z][a-z0-9_-]+", re.ASCII | re.IGNORECASE)
@@ -30,6 +34,7 @@ _FILE = re.compile(r"([1-9][0-9]{2,8})\.conf", re.ASCII)
 # what a writer must escape to be read back as it was: control and non-ASCII bytes, the colon, and a literal escape
 _UNSAFE = re.compile(rb"[^\x20-\x39\x3b-\x7e]|%(?=[0-9A-Fa-f]{2})")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+_BLANK = " \t\r\f\v"
 
 PENDING_HEADER = {"qemu": "PENDING", "lxc": "pve:pending"}
 SPECIAL = "special:"
@@ -171,14 +176,29 @@ class _Parser:
         self.seen: set[str] = set()
 
     def run(self, text: str) -> None:
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.startswith("["):
-                self.header(number, line)
-            elif self.verbatim is not None:
-                if line:
-                    self.verbatim.append(line)
+        number = 1
+        for part in _PARTS.split(text):
+            lines = part.split("\n")
+            if part.startswith("["):
+                self.header(number, lines[0])
+            if self.verbatim is not None:
+                self.verbatim += [line for line in lines[1:] if line]
             elif self.section is not None:
-                self.entry(number, line, self.section)
+                self.body(number, lines, self.section)
+            number += len(lines)
+
+    def body(self, number: int, lines: list[str], section: Section) -> None:
+        start = 1 if lines[0].startswith("[") else 0
+        while start < len(lines) and lines[start].startswith("#"):
+            self.entry(number + start, lines[start], section)
+            start += 1
+        rest = "\n".join(lines[start:]).strip("\n")
+        common = _COMMON.findall(rest)
+        if rest and len(common) == rest.count("\n") + 1:  # nothing but ``key: value``: four times faster at once
+            section.update(common)
+            return
+        for index in range(start, len(lines)):
+            self.entry(number + index, lines[index], section)
 
     def problem(self, number: int, reason: str) -> None:
         self.config.problems.append(Problem(number, reason))
@@ -215,7 +235,7 @@ class _Parser:
             config.unknown[name] = self.verbatim = []
 
     def entry(self, number: int, line: str, section: Section) -> None:
-        if not line.strip(" \t\r\f\v"):
+        if not line.strip(_BLANK):
             return
         if line.startswith("#"):
             section["description"] = section.get("description", "") + decode_text(line[1:].rstrip("\r")) + "\n"
