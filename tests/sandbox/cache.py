@@ -38,8 +38,8 @@ def key(*parts: str | bytes) -> str:
 def obtain(name: str, build: Callable[[Path, Path], None]) -> Path:
     """The cached file `name`, built at need by `build(target, workspace)`.
 
-    One process builds at a time.  The file appears under its name only when it is complete, and
-    older files of the same kind (same text before the last "_") are removed then.
+    Names are KIND_TAG_REST.  One process builds at a time.  The file appears under its name only when
+    it is complete, and files of the same kind with other tags are removed then.
     """
     place = directory()
     target = place / name
@@ -61,9 +61,9 @@ def obtain(name: str, build: Callable[[Path, Path], None]) -> Path:
 
 
 def _forget_older(target: Path) -> None:
-    kind, _, _ = target.name.rpartition("_")
+    kind, tag, _ = target.name.split("_", 2)
     for other in target.parent.glob(f"{kind}_*"):
-        if other != target and other.name.rpartition("_")[0] == kind:
+        if not other.name.startswith(f"{kind}_{tag}_"):
             other.unlink(missing_ok=True)
 
 

@@ -61,9 +61,7 @@ def missing() -> str | None:
     for tool in ("unshare", "ip", "mount"):
         if shutil.which(tool) is None:
             return f"a sandbox needs the tool {tool}"
-    probe = subprocess.run(
-        ["unshare", *_namespaces(), "true"], capture_output=True, text=True, check=False
-    )
+    probe = subprocess.run(["unshare", *_namespaces(), "true"], capture_output=True, text=True, check=False)
     return f"namespaces cannot be made: {probe.stderr.strip()}" if probe.returncode else None
 
 
@@ -90,8 +88,18 @@ def supervise(command: Sequence[str], *, libvirt: bool = True, keep: bool = Fals
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         }
         child = subprocess.Popen(
-            ["unshare", *_namespaces(), "--kill-child=KILL", "--", sys.executable, "-m", "tests.sandbox.enter",
-             "--inside", "--", *command],
+            [
+                "unshare",
+                *_namespaces(),
+                "--kill-child=KILL",
+                "--",
+                sys.executable,
+                "-m",
+                "tests.sandbox.enter",
+                "--inside",
+                "--",
+                *command,
+            ],
             env=environment,
             cwd=REPOSITORY,
             preexec_fn=lambda: _enter_child(groups),
@@ -100,7 +108,6 @@ def supervise(command: Sequence[str], *, libvirt: bool = True, keep: bool = Fals
         _pass_on_signals(child)
         status = child.wait()
     return status if status >= 0 else 128 - status
-
 
 
 def _enter_child(groups: cgroups.Groups) -> None:
@@ -130,7 +137,7 @@ def _pass_on_signals(child: subprocess.Popen[bytes]) -> None:
 @contextlib.contextmanager
 def _scratch(keep: bool) -> Iterator[Path]:
     """A directory that guests of any user id can walk through; locked while it is used."""
-    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))  # noqa: S108 - socket paths must be short
+    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
     path.chmod(0o755)
     lock = os.open(path, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -158,7 +165,7 @@ def _remove_groups(groups: cgroups.Groups) -> None:
 
 def sweep() -> None:
     """Remove what sandboxes left whose supervisor was killed."""
-    for path in Path("/tmp").glob(f"{PREFIX}*"):  # noqa: S108 - where _scratch makes them
+    for path in Path("/tmp").glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             try:

@@ -11,8 +11,14 @@ from tests.sandbox import cache
 
 # sysvinit runs on every cgroup layout (systemd 257 refuses v1) and is up in a second.
 PACKAGES = "sysvinit-core,ifupdown,iproute2,netbase"
-SUFFIXES = {"zst": ["zstd", "-q", "-3", "-T0"], "gz": ["gzip", "-1"], "xz": ["xz", "-0", "-T0"], "lzo": ["lzop"],
-            "bz2": ["bzip2", "-1"], "": ["cat"]}
+SUFFIXES = {
+    "zst": ["zstd", "-q", "-3", "-T0"],
+    "gz": ["gzip", "-1"],
+    "xz": ["xz", "-0", "-T0"],
+    "lzo": ["lzop"],
+    "bz2": ["bzip2", "-1"],
+    "": ["cat"],
+}
 # Nobody reads these in a test; a third of the size.
 TRIMMED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt", "var/lib/apt/lists")
 INITTAB = """\
@@ -52,7 +58,7 @@ def debian(suffix: str = "zst") -> Path:
     if suffix != "zst":
         return _repacked(debian(), suffix)
     info = release()
-    tag = cache.key(Path(__file__).read_bytes())
+    tag = cache.key(PACKAGES, INITTAB, *TRIMMED)
     name = f"{info['ID']}-{info['VERSION_ID']}-minbase_{tag}_amd64.tar.zst"
     found = cache.directory() / name
     return found if found.exists() else cache.obtain(name, _build_debian)
@@ -75,8 +81,19 @@ def _build_debian(target: Path, workspace: Path) -> None:
     tree = workspace / "root"
     # Its own namespaces: debootstrap's mounts and stray processes go with them.
     cache.run(
-        ["unshare", "--fork", "--pid", "--mount", "--kill-child=KILL", "debootstrap", "--variant=minbase",
-         f"--include={PACKAGES}", release()["VERSION_CODENAME"], tree, mirror()]
+        [
+            "unshare",
+            "--fork",
+            "--pid",
+            "--mount",
+            "--kill-child=KILL",
+            "debootstrap",
+            "--variant=minbase",
+            f"--include={PACKAGES}",
+            release()["VERSION_CODENAME"],
+            tree,
+            mirror(),
+        ]
     )
     for path in TRIMMED:
         shutil.rmtree(tree / path, ignore_errors=True)
@@ -91,15 +108,28 @@ def _build_debian(target: Path, workspace: Path) -> None:
 def _pack(tree: Path, target: Path) -> None:
     """Pack without device nodes: an unprivileged container could not unpack them."""
     cache.run(
-        ["tar", "--create", "--file", target, "--numeric-owner", "--sort=name", "--exclude=./dev/*",
-         "--exclude=./proc/*", "--exclude=./sys/*", "--use-compress-program", " ".join(SUFFIXES["zst"]),
-         "--directory", tree, "."]
+        [
+            "tar",
+            "--create",
+            "--file",
+            target,
+            "--numeric-owner",
+            "--sort=name",
+            "--exclude=./dev/*",
+            "--exclude=./proc/*",
+            "--exclude=./sys/*",
+            "--use-compress-program",
+            " ".join(SUFFIXES["zst"]),
+            "--directory",
+            tree,
+            ".",
+        ]
     )
 
 
 def small() -> Path:
     """A 1 MB template: static busybox as init and shell, with the marks of a Debian root."""
-    name = f"busybox-1-small_{cache.key(Path(__file__).read_bytes())}_amd64.tar.zst"
+    name = f"busybox-1-small_{cache.key(*SMALL_FILES, *SMALL_FILES.values())}_amd64.tar.zst"
     found = cache.directory() / name
     return found if found.exists() else cache.obtain(name, _build_small)
 
@@ -121,8 +151,21 @@ SMALL_FILES = {
 
 def _build_small(target: Path, workspace: Path) -> None:
     tree = workspace / "root"
-    for path in ("bin", "sbin", "etc/init.d", "etc/network", "dev", "proc", "sys", "run", "tmp", "var/log", "root",
-                 "usr/bin", "usr/sbin"):
+    for path in (
+        "bin",
+        "sbin",
+        "etc/init.d",
+        "etc/network",
+        "dev",
+        "proc",
+        "sys",
+        "run",
+        "tmp",
+        "var/log",
+        "root",
+        "usr/bin",
+        "usr/sbin",
+    ):
         (tree / path).mkdir(parents=True, exist_ok=True)
     busybox = shutil.which("busybox")
     if busybox is None:
