@@ -72,6 +72,7 @@ class ConfigError(PveError):
     """A damaged line of a configuration file."""
 
     def __init__(self, path: object, line: int, reason: str) -> None:
+        self.path, self.line, self.reason = path, line, reason
         super().__init__(f"{path} line {line}: {reason}")
 
 

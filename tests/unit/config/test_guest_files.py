@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import pytest
@@ -122,7 +121,7 @@ def test_a_changed_file_is_sorted_and_keeps_what_is_unknown(root: Path) -> None:
     assert oct(path.stat().st_mode & 0o777) == "0o640"
     assert config.digest == hashlib.sha1(path.read_bytes()).hexdigest()
     assert not config.touched()
-    assert sorted(os.listdir(path.parent)) == ["100.conf"]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_saving_notices_a_change_by_someone_else(root: Path) -> None:
@@ -219,7 +218,7 @@ def test_create_never_replaces_a_file_that_appears_meanwhile(root: Path, monkeyp
     with pytest.raises(Exists):
         guest.create("qemu", 100, {"memory": "2"})
     assert paths.guest_config("qemu", 100).read_text() == "memory: 1\n"
-    assert os.listdir(paths.guest_dir("qemu")) == ["100.conf"]
+    assert list(paths.guest_dir("qemu").iterdir()) == [paths.guest_config("qemu", 100)]
 
 
 def test_missing_guests_are_named_and_the_right_tool_is_told(root: Path) -> None:
@@ -305,8 +304,10 @@ def test_whatever_is_written_is_read_back(
     assert again.canonical() == text
 
 
-FRAGMENTS = [b"#", b"a: 1", b"[ab]", b"[PENDING]", b"[pve:pending]", b"[special:cloudinit]", b"[x y]", b"[", b"]", b"\n", b"\n",
-             b"lxc.a: b", b"description: x%0Ay", b"delete: a", b" ", b"\r", b":", b"%3", b"\xff", b"[special:pending]", b"ab", b"[pending]"]  # fmt: skip
+FRAGMENTS = [
+    *(b"#", b"a: 1", b"[ab]", b"[PENDING]", b"[pve:pending]", b"[special:cloudinit]", b"[x y]", b"[", b"]", b"\n"),
+    *(b"lxc.a: b", b"description: x%0Ay", b"delete: a", b" ", b"\r", b":", b"%3", b"\xff", b"[special:pending]", b"ab"),
+]
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=5), max_size=25).map(b"".join))
@@ -320,3 +321,43 @@ def test_no_file_content_crashes_the_reader(data: bytes) -> None:
         assert again.canonical() == once
         assert not again.problems
         assert again._content() == config._content()
+
+
+def test_verify_names_a_wrong_value_with_its_place() -> None:
+    text = "memory: 64\n[ab]\nmemory: 32\nnuma: maybe\n"
+    with pytest.raises(
+        ConfigError, match=r"100\.conf line 4: unable to parse value of 'numa' - type check \('boolean'"
+    ):
+        guest.verify(guest.parse("qemu", 100, text))
+    config = guest.parse("qemu", 100, text)
+    assert len(guest.verify(config, strict=False)) == 1
+    assert config.snapshots == {"ab": {"memory": "32"}}
+
+
+def test_verify_refuses_unknown_keys_and_parts_only_when_strict() -> None:
+    for text, reason in (("foo: 1\n", "unknown setting 'foo'"), ("[a b]\n", "line 1: skipping unknown section: 'a b'")):
+        with pytest.raises(ConfigError, match=reason):
+            guest.verify(guest.parse("lxc", 100, text))
+    config = guest.parse("lxc", 100, "foo: 1\n\n[a b]\nx: 1\n")
+    assert [warning.split(": ", 1)[1] for warning in guest.verify(config, strict=False)] == [
+        "skipping unknown section: 'a b'"
+    ]
+    assert config.canonical() == "foo: 1\n"
+
+
+@pytest.mark.parametrize("kind", ["qemu", "lxc"])
+def test_every_kind_of_lock_can_be_set_and_cleared(root: Path, kind: str) -> None:
+    put(kind, 100, "memory: 64\n")
+    expected = {"backup", "create", "migrate", "rollback", "snapshot", "snapshot-delete"}
+    expected |= {"clone", "suspending", "suspended"} if kind == "qemu" else {"destroyed", "disk", "fstrim", "mounted"}
+    assert set(guest.lock_kinds(kind)) == expected
+    for name in expected:
+        assert guest.set_lock(kind, 100, name).lock == name
+        with pytest.raises(Locked, match=rf"locked \({name}\)"):
+            guest.set_lock(kind, 100, "backup")
+        assert not guest.clear_lock(kind, 100, "something-else")
+        assert guest.clear_lock(kind, 100, name)
+    assert not guest.clear_lock(kind, 100)
+    with pytest.raises(ValueError, match="unknown lock 'tea-break'"):
+        guest.set_lock(kind, 100, "tea-break")
+    assert paths.guest_config(kind, 100).read_text() == "memory: 64\n"
