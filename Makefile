@@ -18,13 +18,17 @@ APT_TEST := debootstrap busybox-static kmod cpio mtools syslinux syslinux-common
 
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: demo test lint test-matrix conformance bench generate install uninstall packages packages-test clean
+.PHONY: demo test assets lint test-matrix conformance bench generate install uninstall packages packages-test clean
 
-demo: $(VENV)/ready
+demo: assets
 	$(VENV)/bin/python -m tests.sandbox.enter -- $(CURDIR)/$(VENV)/bin/python -m tests.demo
 
-test: lint
+test: lint assets
 	$(VENV)/bin/python -m tests.sandbox.enter -- $(CURDIR)/$(VENV)/bin/python -m pytest tests
+
+# guest image and container templates, cached; made before the sandbox is entered, which reaches no mirror
+assets: $(VENV)/ready
+	$(VENV)/bin/python -m tests.sandbox.assets
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
