@@ -317,10 +317,11 @@ block_size = checked("pve-storage-zfs-blocksize", _block_size)
 
 def integer_choice(*values: int) -> Kind:
     """One of a few whole numbers."""
+    words = [str(value) for value in values]
 
     def parse(text: str) -> int:
-        if text not in [str(value) for value in values]:
-            raise ValueError(f"value '{text}' does not have a value in the enumeration '{', '.join(map(str, values))}'")
+        if text not in words:
+            raise ValueError(f"value '{text}' does not have a value in the enumeration '{', '.join(words)}'")
         return int(text)
 
-    return Kind(parse, str, {"type": "integer", "enum": list(values)})
+    return Kind(parse, str, {"type": "integer", "enum": words})
