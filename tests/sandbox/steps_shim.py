@@ -1,0 +1,138 @@
+"""Runs inside of a pvetools process under test: counts its steps and kills it before the n-th.
+
+A step is a call of a watched module's public function, a child process that has just been started,
+or a change of the file tree below the root (by audit events, so that none is forgotten).  Steps of the same
+name that follow each other directly count once: polling does not move the numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+LOG = "PVETOOLS_STEPS_LOG"
+KILL = "PVETOOLS_STEPS_KILL"
+WATCHED = (
+    "pvetools.system.run",
+    "pvetools.system.files",
+    "pvetools.guest.qemu.hypervisor",
+    "pvetools.guest.lxc.runtime",
+)
+# These only look: a kill before them is a kill before the step that follows.
+LOOKS = {"environment", "find", "require", "read_text", "sync_folder"}
+TREE_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+UNCOUNTED = ("/var/log/", "/run/lock/", "/run/pvetools/")
+
+
+class Counter:
+    """The steps so far; kills the process when its number comes."""
+
+    def __init__(self, log: str, kill: int) -> None:
+        self.kill = kill
+        self.number = 0
+        self.last = ""
+        self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+    def step(self, label: str) -> None:
+        if label == self.last:
+            return
+        self.last = label
+        self.number += 1
+        os.write(self.log, f"{label}\n".encode(errors="replace"))
+        if self.number == self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _describe(function: str, arguments: Sequence[Any]) -> str:
+    first = arguments[0] if arguments else ""
+    if isinstance(first, list | tuple):
+        words = [os.fspath(first[0]).rpartition("/")[2], *map(str, first[1:2])] if first else []
+        return f"{function} {' '.join(words)}"
+    return f"{function} {first}" if isinstance(first, str | int | os.PathLike) else function
+
+
+def _wrapped(counter: Counter, label: str, function: Callable[..., Any], skip: int) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def counted(*arguments: Any, **named: Any) -> Any:
+        counter.step(_describe(label, arguments[skip:]))
+        return function(*arguments, **named)
+
+    return counted
+
+
+def watch(counter: Counter, module: ModuleType) -> None:
+    """Wrap the public functions of a module, and the public methods of its classes."""
+    short = module.__name__.rpartition(".")[2]
+    for name, thing in list(vars(module).items()):
+        if name.startswith("_") or name in LOOKS or getattr(thing, "__module__", "") != module.__name__:
+            continue
+        if inspect.isfunction(thing):
+            setattr(module, name, _wrapped(counter, f"{short}.{name}", thing, 0))
+        elif inspect.isclass(thing) and not issubclass(thing, BaseException | tuple):
+            for key, method in list(vars(thing).items()):
+                if inspect.isfunction(method) and not key.startswith("_"):
+                    setattr(thing, key, _wrapped(counter, f"{short}.{name}.{key}", method, 1))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Wraps the watched modules as soon as they are loaded, before anybody takes a name out of them."""
+
+    def __init__(self, counter: Counter) -> None:
+        self.counter = counter
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> Any:
+        if name not in WATCHED:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        execute, counter = spec.loader.exec_module, self.counter
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            watch(counter, module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _watch_tree(counter: Counter, root: str) -> None:
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in TREE_EVENTS or not arguments:
+            return
+        place = os.fsdecode(arguments[0]) if not isinstance(arguments[0], int) else ""
+        if not place.startswith("/"):
+            counter.step(f"{event} in a tree")  # relative to an open folder: rmtree
+        elif place.startswith(f"{root}/") and not place.removeprefix(root).startswith(UNCOUNTED):
+            counter.step(f"{event} {place.removeprefix(root)}")
+
+    sys.addaudithook(hook)
+
+
+def _watch_children(counter: Counter) -> None:
+    start = subprocess.Popen.__init__
+
+    @functools.wraps(start)
+    def started(self: Any, argv: Any, *arguments: Any, **named: Any) -> None:
+        start(self, argv, *arguments, **named)
+        counter.step(_describe("started", [argv]))
+
+    subprocess.Popen.__init__ = started  # type: ignore[method-assign]
+
+
+def install() -> None:
+    """Called first thing in the process under test."""
+    counter = Counter(os.environ.pop(LOG), int(os.environ.pop(KILL)))
+    sys.meta_path.insert(0, _Finder(counter))
+    _watch_children(counter)
+    _watch_tree(counter, os.environ["PVETOOLS_ROOT"])
