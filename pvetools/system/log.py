@@ -50,3 +50,14 @@ def quiet() -> None:
     """Stop writing messages to standard error."""
     if _to_stderr in _sinks:
         _sinks.remove(_to_stderr)
+
+
+@contextmanager
+def console(writer: Sink) -> Iterator[None]:
+    """Send messages to another writer in place of standard error while the block runs."""
+    before = list(_sinks)
+    _sinks[:] = [writer if known is _to_stderr else known for known in before]
+    try:
+        yield
+    finally:
+        _sinks[:] = before
