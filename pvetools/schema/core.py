@@ -343,7 +343,8 @@ class PropertyString(Record):
                 parts.append(model if address is None else f"{model}={address}")
         bare = next((row.name for row in self.FIELDS.values() if row.bare), "")
         if bare in texts:
-            parts.append(texts.pop(bare))
+            text = texts.pop(bare)
+            parts.append(f"{bare}={text}" if "=" in text else text)
         return ",".join(parts + [f"{key}={texts[key]}" for key in sorted(texts)])
 
 

@@ -64,6 +64,14 @@ def integer(minimum: int | None = None, maximum: int | None = None, *, complete:
     return Kind(parse, str, _range_schema("integer", minimum, maximum), complete)
 
 
+def _format_number(value: float) -> str:
+    """Shortest form that reads back as the same number, without an exponent."""
+    if value == int(value):
+        return str(int(value))
+    text = repr(float(value))
+    return f"{value:.20f}".rstrip("0") if "e" in text else text
+
+
 def number(minimum: float | None = None, maximum: float | None = None) -> Kind:
     """A decimal number within limits (both included)."""
 
@@ -74,7 +82,7 @@ def number(minimum: float | None = None, maximum: float | None = None) -> Kind:
         _check_range(value, minimum, maximum)
         return value
 
-    return Kind(parse, lambda value: f"{value:.15g}", _range_schema("number", minimum, maximum))
+    return Kind(parse, _format_number, _range_schema("number", minimum, maximum))
 
 
 def choice(*values: str) -> Kind:
