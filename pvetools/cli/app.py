@@ -9,14 +9,14 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from typer._click.exceptions import ClickException, MissingParameter, NoArgsIsHelpError
 
+from pvetools.api import tree
 from pvetools.render.command import (
     LOCAL_NODE,
     Command,
@@ -30,7 +30,7 @@ from pvetools.render.command import (
     resolve,
 )  # fmt: skip
 from pvetools.schema.core import Field, NestedErrors, Raw, Record
-from pvetools.system.errors import ParamErrors, PveError
+from pvetools.system.errors import Forbidden, ParamErrors, PveError
 
 
 class Parsed(NamedTuple):
@@ -44,38 +44,46 @@ class Parsed(NamedTuple):
 # -- its options -------------------------------------------------------------------------------------------------------
 
 
-def option_words(args: Sequence[str], params: type[Record]) -> tuple[list[str], list[str]]:
-    """Write every option as ``--name=value`` (``-name``, ``--name value`` and bare booleans too); gives unknown names.
+class Words(NamedTuple):
+    """A command line with every option as ``--name=value``, the complaints about the others, and the names given."""
 
-    Typer then parses exactly one form. A value may begin with a dash, as long as it follows its option.
+    words: list[str]
+    problems: list[str]
+    named: dict[str, None]
+
+
+def option_words(args: Sequence[str], params: type[Record], command: Command) -> Words:
+    """Bring ``-name value``, ``--name value``, ``--name=value`` and bare booleans into one form, for Typer to parse.
+
+    A value may begin with a dash, as long as it follows its option. Options that the command sets itself are unknown.
     """
-    out: list[str] = []
-    unknown: list[str] = []
+    out = Words([], [], {})
     rest = list(args)
     while rest:
         word = rest.pop(0)
         if word == "--":
-            return [*out, "--", *rest], unknown
+            out.words.extend(["--", *rest])
+            break
         name, equals, value = word.lstrip("-").partition("=")
         if not word.startswith("-") or not name or (name.isdigit() and not word.startswith("--")):
-            out.append(word)
-        elif name in ("help", "h"):
-            out.append("--help")
-        elif (row := find_option(params, name)) is None:
-            unknown.append(name)
-        elif equals:
-            out.append(f"--{name}={value}")
+            out.words.append(word)
+            continue
+        row = None if name in command.fixed else find_option(params, name)
+        if row is None:
+            out.problems.append(f"Unknown option: {name}")
+        elif not equals and (said := _value_word(row, name in command.prompted, rest)) is None:
+            out.problems.append(f"Option {name} requires an argument")
         else:
-            out.append(f"--{name}={_value_word(row, name, rest)}")
-    return out, unknown
+            out.words.append(f"--{name}={value if equals else said}")
+            out.named[name] = None
+    return out
 
 
-def _value_word(row: Field, name: str, rest: list[str]) -> str:
-    if row.kind.json.get("type") == "boolean" and (not rest or rest[0].startswith("-")):
-        return "1"
-    if not rest:
-        raise UsageError(f"unable to parse option\nOption {name} requires an argument")
-    return rest.pop(0)
+def _value_word(row: Field, prompted: bool, rest: list[str]) -> str | None:
+    is_boolean = row.kind.json.get("type") == "boolean"
+    if (is_boolean or prompted) and (not rest or rest[0].startswith("-")):
+        return "1" if is_boolean else ""
+    return rest.pop(0) if rest else None
 
 
 def is_list(row: Field) -> bool:
@@ -83,95 +91,96 @@ def is_list(row: Field) -> bool:
     return row.kind.array or str(row.kind.json.get("format", "")).endswith("-list")
 
 
-def _signature(command: Command, params: type[Record], words: Sequence[str]) -> list[inspect.Parameter]:
-    """What Typer sees: the positional arguments, and those options that stand on the command line."""
-    out: list[inspect.Parameter] = []
-    for number, name in enumerate(_names(command)):
-        row = params.FIELDS[name]
-        variadic = command.positional[number].endswith("...")
-        needed = row.required and not variadic
-        out.append(
-            inspect.Parameter(
-                f"p{number}",
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=... if needed else None,
-                annotation=Annotated[
-                    list[str] | None if variadic else (str if needed else str | None), typer.Argument(metavar=name)
-                ],
-            )
-        )
-    typed = dict.fromkeys(word[2:].partition("=")[0] for word in words if word.startswith("--") and word != "--")
-    for number, name in enumerate(name for name in typed if name and name != "help"):
-        found = find_option(params, name)
-        repeated = found is not None and is_list(found)
-        out.append(
-            inspect.Parameter(
-                f"o{number}",
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[list[str] | None if repeated else str | None, typer.Option(f"--{name}")],
-            )
-        )
-    return out
+def _argument(number: int, name: str, row: Field) -> inspect.Parameter:
+    variadic = name.endswith("...")
+    needed = row.required and not variadic
+    type_ = list[str] | None if variadic else (str if needed else str | None)
+    return inspect.Parameter(
+        f"p{number}",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=... if needed else None,
+        annotation=Annotated[type_, typer.Argument(metavar=row.name)],
+    )
 
 
-def _names(command: Command) -> list[str]:
-    return [name.removesuffix("...") for name in command.positional]
+def _option(number: int, name: str, row: Field) -> inspect.Parameter:
+    type_ = list[str] | None if is_list(row) else str | None
+    return inspect.Parameter(
+        f"o{number}",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[type_, typer.Option(f"--{name}")],
+    )
 
 
-def _option_part(words: Sequence[str]) -> list[str]:
-    return list(words[: words.index("--")]) if "--" in words else list(words)
-
-
-def parse(command: Command, args: Sequence[str], prog: str, *, target: Any = None) -> Parsed:
-    """Parse the words behind a command.
+def _split_typed(words: Sequence[str], names: Mapping[str, str], signature: list[inspect.Parameter]) -> dict[str, Any]:
+    """Let Typer take the words apart; gives what was said, keyed by public name.
 
     Raises:
-        UsageError: unknown options (all of them), missing or superfluous arguments.
+        UsageError: missing or superfluous arguments.
     """
-    target = target or resolve(command.target)
-    params = parameters(command, target)
-    words, unknown = option_words(args, params)
-    if unknown:
-        raise UsageError(_unknown_text(unknown, params, words))
-    given = _option_part(words)
-    signature = _signature(command, params, given)
-    raw: dict[str, str | list[str]] = {}
-    names = {
-        item.name: item.annotation.__metadata__[0].param_decls[0][2:] for item in signature if item.name[0] == "o"
-    } | {f"p{number}": name for number, name in enumerate(_names(command))}
+    said: dict[str, Any] = {}
 
     def collect(**values: Any) -> None:
-        raw.update({names[key]: value for key, value in values.items() if value not in (None, [])})
+        said.update({names[key]: value for key, value in values.items() if value not in (None, [])})
 
     collect.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     collect.__annotations__ = {item.name: item.annotation for item in signature}
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(add_help_option=False)(collect)
     try:
-        typer.main.get_command(app).main(args=words, prog_name=prog, standalone_mode=False)
-    except MissingParameter:
-        raise UsageError("not enough arguments") from None
-    except NoArgsIsHelpError:
+        typer.main.get_command(app).main(args=list(words), prog_name="", standalone_mode=False)
+    except (MissingParameter, NoArgsIsHelpError):
         raise UsageError("not enough arguments") from None
     except ClickException as error:
-        said = error.format_message()
-        raise UsageError("too many arguments" if "unexpected extra" in said else said) from None
-    return Parsed(command, target, _joined(raw, params))
+        text = error.format_message()
+        raise UsageError("too many arguments" if "unexpected extra" in text else text) from None
+    return said
 
 
-def _unknown_text(unknown: list[str], params: type[Record], words: list[str]) -> str:
-    lines = [f"Unknown option: {name}" for name in unknown]
+def parse(command: Command, args: Sequence[str], *, target: Any = None) -> Parsed:
+    """Parse the words behind a command; an argument that is named as an option is not expected by position.
+
+    Raises:
+        UsageError: missing or superfluous arguments, or unknown options: all of them, and wrong values beside them.
+    """
+    target = target or resolve(command.target)
+    params = parameters(command, target)
+    words, problems, named = option_words(args, params, command)
+    if problems:
+        raise UsageError("\n".join(["unable to parse option", *problems, *_wrong_values(words, params)]))
+    arguments = [name for name in command.positional if name.removesuffix("...") not in named]
+    signature = [_argument(i, name, params.FIELDS[name.removesuffix("...")]) for i, name in enumerate(arguments)]
+    names = {f"p{i}": name.removesuffix("...") for i, name in enumerate(arguments)}
+    for i, name in enumerate(named):
+        row = find_option(params, name)
+        if row is not None:
+            signature.append(_option(i, name, row))
+            names[f"o{i}"] = name
     try:
-        params.check({word[2:].partition("=")[0]: word.partition("=")[2] for word in words if word[:2] == "--" != word})
+        said = _split_typed(words, names, signature)
+    except UsageError as error:
+        raise UsageError("\n".join([str(error), *_wrong_values(words, params)])) from None
+    return Parsed(command, target, _joined(said, params))
+
+
+def _option_part(words: Sequence[str]) -> list[str]:
+    return list(words[: words.index("--")]) if "--" in words else list(words)
+
+
+def _wrong_values(words: Sequence[str], params: type[Record]) -> list[str]:
+    """Reasons against option values, to be told together with an error that prevents the real check."""
+    pairs = [word[2:].partition("=") for word in _option_part(words) if word.startswith("--")]
+    try:
+        params.check({name: value for name, _, value in pairs})
     except NestedErrors as error:
-        lines += [f"{name}: {why}" for name, why in error.errors.items() if "is missing" not in why]
-    return "\n".join(["unable to parse option", *lines])
+        return [f"{name}: {why}" for name, why in error.errors.items() if "is missing" not in why]
+    return []
 
 
-def _joined(raw: dict[str, str | list[str]], params: type[Record]) -> dict[str, str | list[str]]:
-    out = dict(raw)
-    for name, value in raw.items():
+def _joined(said: dict[str, Any], params: type[Record]) -> dict[str, str | list[str]]:
+    out = dict(said)
+    for name, value in said.items():
         row = find_option(params, name)
         if row is not None and isinstance(value, list) and not row.kind.array:
             out[name] = ",".join(value)
@@ -187,30 +196,55 @@ def execute(parsed: Parsed) -> None:
     Raises:
         PveError: whatever went wrong.
     """
-    from pvetools.system import paths
-
-    command, target, raw = parsed
-    fixed = {key: paths.node() if value == LOCAL_NODE else value for key, value in command.fixed.items()}
-    raw = {**raw, **fixed}
-    for name in command.file_params:
-        if name in raw:
-            raw[name] = _file_value(str(raw[name]))
-    if command.prepare:
-        raw = resolve(command.prepare)(raw)
-    output = _split_output(command, raw)
-    data, params = _call(target, raw)
-    if prints_data(command):
+    command, target, _ = parsed
+    raw = completed(parsed)
+    output = split_output(command, target, raw)
+    data, params = call(target, raw)
+    if output is not None:
         from pvetools.render import output as render
 
-        render.show(data, params, output, resolve(command.text) if command.text else None)
+        text = resolve(command.text) if command.text else None
+        render.show(None if hides_result(target) else data, params, output, text, returns=target.returns)
 
 
-def _split_output(command: Command, raw: dict[str, str | list[str]]) -> Any:
+def hides_result(target: Any) -> bool:
+    """Whether the result is a task's UPID: the tools have shown the task itself."""
+    return isinstance(target, tree.Method) and bool(target.task)
+
+
+def completed(parsed: Parsed) -> dict[str, str | list[str]]:
+    """The raw parameters with what the command adds: files' contents, answers on the terminal, fixed values.
+
+    Raises:
+        PveError: unreadable file, nobody to ask.
+    """
+    from pvetools.system import paths
+
+    command, target, said = parsed
+    raw = {**said, **{key: paths.node() if value == LOCAL_NODE else value for key, value in command.fixed.items()}}
+    for name in command.file_params:
+        if name in raw:
+            raw[name] = _file_value(str(raw[name]), target.params.FIELDS[name])
+    for name in command.prompted:
+        if raw.get(name) == "":
+            raw[name] = _asked(name)
+    return dict(resolve(command.prepare)(raw)) if command.prepare else raw
+
+
+def split_output(command: Command, target: Any, raw: dict[str, str | list[str]]) -> Any:
+    """Take the output options out of the raw parameters (those that the method knows too stay); None: no output.
+
+    Raises:
+        ParamErrors: wrong ones.
+    """
     if not prints_data(command):
         return None
     from pvetools.render.output import OutputOptions
 
-    chosen = {name: raw.pop(name) for name in list(raw) if name in OutputOptions.FIELDS}
+    chosen = {name: raw[name] for name in OutputOptions.FIELDS if name in raw}
+    for name in chosen:
+        if name not in target.params.FIELDS:
+            del raw[name]
     return checked(OutputOptions, chosen)
 
 
@@ -226,98 +260,135 @@ def checked(params: type[Record], raw: Raw) -> Record:
         raise ParamErrors(error.errors) from None
 
 
-def _call(target: Any, raw: Raw) -> tuple[Any, Record]:
+def call(target: Any, raw: Raw) -> tuple[Any, Record]:
+    """Check the parameters of a method or a local command and run it; gives its result and the parameters.
+
+    Raises:
+        PveError: whatever went wrong.
+    """
     if isinstance(target, Local):
         params = checked(target.params, raw)
         return target.handler(params), params
-    from pvetools.api import tree
-
     params = tree.check(target, raw)
-    data = tree.invoke(target, params)
-    return (None if target.task else data), params
+    return tree.invoke(target, params), params
 
 
-def _file_value(name: str) -> str:
+def _file_value(name: str, row: Field) -> str:
     from pathlib import Path
-    from urllib.parse import quote
 
     try:
-        return quote(Path(name).read_text().strip(), safe="")
+        text = Path(name).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PveError(f"can't read file '{name}': {getattr(error, 'strerror', None) or error}") from None
+    if row.kind.json.get("format") != "urlencoded":
+        return text
+    from urllib.parse import quote
+
+    return quote(text, safe="")
+
+
+def _asked(name: str) -> str:
+    """Ask for a secret twice on the terminal, without showing it."""
+    import getpass
+
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        raise ParamErrors({name: "no value given, and there is no terminal to ask for it"}) from None
+    first = getpass.getpass(f"Enter new {name}: ")
+    if getpass.getpass(f"Retype new {name}: ") != first:
+        raise ParamErrors({name: "the two inputs differ"})
+    return first
 
 
 # -- entry -------------------------------------------------------------------------------------------------------------
 
+Runner = Callable[[Tool, list[str]], None]
 
-def main(tool: Tool, args: Sequence[str] | None = None) -> NoReturn:
-    """Run a tool as a process: exit status 0, or the error's own."""
+
+def main(tool: Tool, *, run: Runner | None = None, numbered: bool = False) -> NoReturn:
+    """Run a tool as a process: exit status 0, or the error's own.
+
+    Args:
+        tool: its table.
+        run: carries out one command line in place of ``dispatch``.
+        numbered: every error begins with its HTTP status, not only the complaints about the command line.
+    """
     gc.disable()  # short-lived; long tasks turn it on again
-    words = list(sys.argv[1:] if args is None else args)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    words = sys.argv[1:]
+    code = 0
     try:
-        code = dispatch(tool, words)
+        (run or dispatch)(tool, words)
         sys.stdout.flush()
     except PveError as error:
-        code = _report(tool, words, error)
+        code = error.exit_code
+        _report(tool, words, error, numbered)
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read our output has enough; nothing may be flushed into it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
-        if os.environ.get("PVETOOLS_DEBUG") == "1":
+        if debugging():
             raise
         sys.stderr.write(f"internal error: {type(error).__name__}: {error} (PVETOOLS_DEBUG=1 shows where)\n")
         code = 255
     sys.exit(code)
 
 
-def dispatch(tool: Tool, words: list[str]) -> int:
-    """Run one command line; returns the exit status.
+def debugging() -> bool:
+    """Whether errors show where they come from."""
+    return os.environ.get("PVETOOLS_DEBUG") == "1"
+
+
+def dispatch(tool: Tool, words: list[str]) -> None:
+    """Run one command line.
 
     Raises:
         PveError: whatever went wrong.
     """
-    if words[:1] and words[0] in ("help", "--help", "-h", "-help") and "help" not in tool.commands:
-        _print_help(tool, words[1:])
-        return 0
+    if helped(tool, words):
+        return
+    name, rest = pick(tool, words)
+    need_root()
+    execute(parse(tool.commands[name], rest))
+
+
+def need_root() -> None:
+    """Everything but help is for root.
+
+    Raises:
+        Forbidden: another user.
+    """
+    if os.geteuid() != 0:
+        raise Forbidden("please run as root")
+
+
+def helped(tool: Tool, words: list[str]) -> bool:
+    """Answer ``help [COMMAND] [--verbose]``, ``COMMAND --help`` and ``--version``; False: something else is asked."""
+    asked = any(word in ("--help", "-h", "-help", "-?") for word in _option_part(words))
     if words[:1] == ["--version"]:
         from pvetools import __version__
 
         print(f"{tool.name} {__version__} (pvetools)")
-        return 0
-    name, rest = pick(tool, words)
-    option_part = _option_part(rest)
-    if any(word in ("--help", "-h", "-help") for word in option_part):
-        _print_help(tool, name.split())
-        return 0
-    if os.geteuid() != 0:
-        raise UsageError("please run as root")
-    execute(parse(tool.commands[name], rest, f"{tool.name} {name}".strip()))
-    return 0
-
-
-def _print_help(tool: Tool, words: list[str]) -> None:
+        return True
+    if not asked and not (words[:1] == ["help"] and "help" not in tool.commands):
+        return False
     from pvetools.render import usage
 
-    verbose = any(word in ("--verbose", "-v") for word in words)
-    words = [word for word in words if not word.startswith("-")]
-    if words or "" in tool.commands:
-        name, _ = pick(tool, words)
-        print(usage.command_help(tool, name))
-    else:
-        print(usage.tool_help(tool, verbose=verbose))
+    plain = [word for word in words if not word.startswith("-")]
+    plain = plain[1:] if plain[:1] == ["help"] else plain
+    verbose = any(word in ("--verbose", "-verbose", "-v") for word in words)
+    print(usage.help_text(tool, plain, verbose=verbose))
+    return True
 
 
-def _report(tool: Tool, words: list[str], error: PveError) -> int:
-    text = str(error)
-    if error.status == 400:
-        text = f"400 {text}"
-    sys.stderr.write(text.rstrip("\n") + "\n")
-    if isinstance(error, UsageError) and "root" not in text:
+def _report(tool: Tool, words: list[str], error: PveError, numbered: bool) -> None:
+    said = f"{error.status} {error}" if numbered or error.status == 400 else str(error)
+    sys.stderr.write(said.rstrip("\n") + "\n")
+    if isinstance(error, UsageError):
         from pvetools.render import usage
 
         sys.stderr.write(usage.hint(tool, words))
-    if os.environ.get("PVETOOLS_DEBUG") == "1":
+    if debugging():
         raise error
-    return error.exit_code

@@ -13,10 +13,11 @@ LOCAL_NODE = "@local-node"
 
 
 class Local(NamedTuple):
-    """A command that exists in the shell only: its parameters and its function."""
+    """A command that exists in the shell only: its parameters, its function and the JSON schema of its result."""
 
     params: type[Record]
     handler: Callable[[Any], Any]
+    returns: Mapping[str, Any] = {}
 
     @property
     def help(self) -> str:

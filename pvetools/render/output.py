@@ -29,8 +29,36 @@ class OutputOptions(Record):
     quiet: bool = field(boolean, "Print no result.", default=False)
 
 
-def show(data: Any, params: Record, options: OutputOptions, text: TextRenderer | None = None) -> None:
-    """Print a result in the chosen format; the text renderer gets (data, parameters, options)."""
+# Renderers of well-known keys, for results whose schema names none.
+_USUAL: Mapping[str, str] = {
+    "uptime": "duration",
+    "starttime": "timestamp",
+    "endtime": "timestamp",
+    "ctime": "timestamp",
+    "cpu": "fraction_as_percentage",
+    **dict.fromkeys(("mem", "maxmem", "memhost", "freemem", "balloon_min", "swap", "maxswap"), "bytes"),
+    **dict.fromkeys(("disk", "maxdisk", "diskread", "diskwrite", "netin", "netout"), "bytes"),
+    **dict.fromkeys(("avail", "free", "total", "used"), "bytes"),
+}
+
+
+def show(
+    data: Any,
+    params: Record,
+    options: OutputOptions,
+    text: TextRenderer | None = None,
+    *,
+    returns: Mapping[str, Any] | None = None,
+) -> None:
+    """Print a result in the chosen format.
+
+    Args:
+        data: the result.
+        params: the command's parameters, for the text renderer.
+        options: format and manner.
+        text: renders the result as text from (data, params, options); generic when there is none.
+        returns: JSON schema of the result, whose ``renderer`` entries say how values look for people.
+    """
     if options.quiet:
         return
     if options.output_format != "text":
@@ -38,7 +66,7 @@ def show(data: Any, params: Record, options: OutputOptions, text: TextRenderer |
         return
     if data is None:
         return
-    shown = text(data, params, options) if text else generic(data, options)
+    shown = text(data, params, options) if text else generic(data, options, returns or {})
     if shown:
         sys.stdout.write(shown.rstrip("\n") + "\n")
 
@@ -55,16 +83,33 @@ def _encoded(data: Any, form: str) -> str:
     return json.dumps(data, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
 
 
-def generic(data: Any, options: OutputOptions) -> str:
+def generic(data: Any, options: OutputOptions, returns: Mapping[str, Any] | None = None) -> str:
     """Text of any result: a table for a list of objects, two columns for an object, plain lines otherwise."""
+    schema = returns or {}
     if isinstance(data, Mapping):
-        return table(["key", "value"], [[key, cell(data[key])] for key in sorted(data)], options)
+        properties = schema.get("properties", {})
+        rows = [[key, _for_people(key, data[key], options, properties)] for key in sorted(data)]
+        return table(["key", "value"], rows, options)
     if isinstance(data, Sequence) and not isinstance(data, str):
         if data and all(isinstance(row, Mapping) for row in data):
-            keys = sorted({key for row in data for key in row})
-            return table(keys, [[cell(row.get(key)) for key in keys] for row in data], options)
+            return _objects(data, options, schema.get("items", {}).get("properties", {}))
         return "\n".join(cell(item) for item in data)
     return cell(data)
+
+
+def _objects(data: Sequence[Mapping[str, Any]], options: OutputOptions, properties: Mapping[str, Any]) -> str:
+    keys = sorted({key for row in data for key in row})
+    rows = [[_for_people(key, row.get(key), options, properties) for key in keys] for row in data]
+    return table(keys, rows, options)
+
+
+def _for_people(key: str, value: Any, options: OutputOptions, properties: Mapping[str, Any]) -> str:
+    if not options.human_readable or not isinstance(value, int | float) or isinstance(value, bool):
+        return cell(value)
+    from pvetools.render.values import rendered
+
+    name = properties.get(key, {}).get("renderer") or _USUAL.get(key, "")
+    return rendered(name, value) if name else cell(value)
 
 
 def cell(value: Any) -> str:

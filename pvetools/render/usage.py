@@ -108,6 +108,20 @@ def tool_help(tool: Tool, *, verbose: bool = False) -> str:
     return "\n".join([*out, "", f"'{tool.name} help <COMMAND>' shows all options of a command."])
 
 
+def help_text(tool: Tool, words: Sequence[str], *, verbose: bool = False) -> str:
+    """What ``help WORDS`` prints: the tool, all commands below a first word, or one command with its options.
+
+    Raises:
+        UsageError: no such command.
+    """
+    if not words and "" not in tool.commands:
+        return tool_help(tool, verbose=verbose)
+    below = [name for name in sorted(tool.commands) if name.startswith(" ".join(words) + " ")]
+    if below:
+        return "\n\n".join(command_help(tool, name) for name in below)
+    return command_help(tool, pick(tool, words)[0])
+
+
 def hint(tool: Tool, words: list[str]) -> str:
     """Lines below a usage error: the command's synopsis, or where to find the commands."""
     try:
