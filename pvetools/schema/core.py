@@ -128,13 +128,15 @@ class Record:
 
     FIELDS: ClassVar[Mapping[str, Field]] = {}
     ALIASES: ClassVar[Mapping[str, str]] = {}
+    _own: ClassVar[Mapping[str, Field]] = {}
     given: dict[str, Any]
 
     def __init_subclass__(cls) -> None:
+        cls._own = {row.label: row for row in vars(cls).values() if isinstance(row, Field)}
         fields: dict[str, Field] = {}
         aliases: dict[str, str] = {}
         for base in reversed(cls.__mro__):
-            fields.update({f.label: f for f in vars(base).values() if isinstance(f, Field)})
+            fields.update(vars(base).get("_own", {}))
             aliases.update(vars(base).get("ALIASES", {}))
         cls.FIELDS, cls.ALIASES = fields, aliases
 
