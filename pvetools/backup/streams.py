@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import select
 import stat
@@ -16,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from pvetools.system.errors import PveError
 
@@ -58,7 +59,7 @@ class Target(Protocol):
         """Whether it reads as zeros everywhere, so that zeros need not be written."""
 
     def begin_write(self, offset: int, data: memoryview) -> int:
-        """Start writing; the data must stay untouched until the ticket returned is finished."""
+        """Start writing at most 1 MiB; the data must stay untouched until the ticket returned is finished."""
 
     def begin_zero(self, offset: int, length: int) -> int:
         """Start writing zeros."""
@@ -106,6 +107,41 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+class Memory:
+    """A stretch of memory for bulk data, and its slices, each of which is made once.
+
+    The Python binding of libnbd 1.14 never lets go of a buffer that it was given for a request. So memory is kept for
+    the next user, and the number of different slices has to be small, or the process would grow with the data.
+    """
+
+    _idle: ClassVar[dict[int, list[Memory]]] = {}
+
+    def __init__(self, size: int) -> None:
+        self.map = mmap.mmap(-1, size)
+        self._whole = memoryview(self.map)
+        self._slices: dict[tuple[int, int], memoryview] = {}
+
+    def slice(self, at: int, length: int) -> memoryview:
+        """View of a part; for parts that go to a source or a target."""
+        key = at, length
+        if key not in self._slices:
+            self._slices[key] = self._whole[at : at + length]
+        return self._slices[key]
+
+    def view(self, at: int, length: int) -> memoryview:
+        """View of a part; for parts that stay in this process."""
+        return self._whole[at : at + length]
+
+    @classmethod
+    @contextlib.contextmanager
+    def borrow(cls, size: int) -> Iterator[Memory]:
+        """Memory of that size, with unknown content. After an error it is not used again: requests may be under way."""
+        idle = cls._idle.setdefault(size, [])
+        memory = idle.pop() if idle else cls(size)
+        yield memory
+        idle.append(memory)
 
 
 class Throttle:

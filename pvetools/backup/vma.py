@@ -8,6 +8,7 @@ at the end that every cluster of every device came exactly once.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import time
 import uuid as uuids
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvetools.backup.streams import MIB, FileTarget, Output, Source, Target, Throttle, read_full, widen_pipe
+from pvetools.backup.streams import MIB, FileTarget, Memory, Output, Source, Target, Throttle, read_full, widen_pipe
 from pvetools.backup.vma_format import (
     BLOCK,
     BLOCKS,
@@ -98,10 +99,10 @@ def write(
         {device.dev_id: device for device in devices},
     )
     start = build_header(header)
-    with Output(fd).non_blocking() as output:
+    with Output(fd).non_blocking() as output, Memory.borrow(RING) as memory:
         output.put([memoryview(start)], 0)
-        ring = _Ring(output)
-        extents = ExtentWriter(output, header.uuid, ring.view)
+        ring = _Ring(output, memory)
+        extents = ExtentWriter(output, header.uuid, memory)
         throttle = Throttle(limit)
         for device, disk in zip(devices, disks, strict=True):
             _DeviceCopy(device, disk.source, ring, extents, throttle, progress).run()
@@ -112,9 +113,9 @@ def write(
 class ExtentWriter:
     """Collects clusters whose blocks lie in a buffer, and writes an extent whenever 59 are together."""
 
-    def __init__(self, output: Output, uuid: bytes, buffer: memoryview) -> None:
+    def __init__(self, output: Output, uuid: bytes, memory: Memory) -> None:
         self.output = output
-        self._uuid, self._buffer = uuid, buffer
+        self._uuid, self._memory = uuid, memory
         self._entries: list[int] = []
         self._spans: list[list[int]] = []
         self._mark = 0
@@ -152,7 +153,7 @@ class ExtentWriter:
         """Write what is there as an extent, even when it is nothing."""
         blocks = sum(end - start for start, end in self._spans) // BLOCK
         head = build_extent_header(self._uuid, blocks, self._entries)
-        pieces = [self._buffer[start:end] for start, end in self._spans]
+        pieces = [self._memory.view(start, end - start) for start, end in self._spans]
         self._entries, self._spans, self._written = [], [], True
         self.output.put([memoryview(head), *pieces], self._mark)
 
@@ -226,9 +227,8 @@ class _Ring:
     Positions only ever grow; the place in memory is the position modulo the size.
     """
 
-    def __init__(self, output: Output) -> None:
-        self.memory = mmap.mmap(-1, RING)
-        self.view = memoryview(self.memory)
+    def __init__(self, output: Output, memory: Memory) -> None:
+        self.memory = memory
         self.head = 0
         self._output = output
 
@@ -302,8 +302,8 @@ class _DeviceCopy:
         length = min(count * CLUSTER, self._source.size - cluster * CLUSTER)
         self._throttle.pay(length)
         if length % CLUSTER:
-            self._ring.memory[at + length : at + count * CLUSTER] = bytes(count * CLUSTER - length)
-        ticket = self._source.begin_read(cluster * CLUSTER, self._ring.view[at : at + length])
+            self._ring.memory.map[at + length : at + count * CLUSTER] = bytes(count * CLUSTER - length)
+        ticket = self._source.begin_read(cluster * CLUSTER, self._ring.memory.slice(at, length))
         return _Piece(cluster, count, ticket, at, self._ring.head)
 
     def _take(self, piece: _Piece) -> None:
@@ -323,7 +323,7 @@ class _DeviceCopy:
         for index in range(piece.count):
             at = piece.at + index * CLUSTER
             released += CLUSTER
-            mask = block_mask(self._ring.memory, at)
+            mask = block_mask(self._ring.memory.map, at)
             self._zero += (BLOCKS - mask.bit_count()) * BLOCK
             self._extents.add(self._device.dev_id, piece.cluster + index, mask, at, released)
 
@@ -378,15 +378,29 @@ class _Seen:
 class _Buffer:
     """Memory for the data of one extent, and the writes out of it that are under way."""
 
-    def __init__(self) -> None:
-        self.view = memoryview(mmap.mmap(-1, EXTENT_DATA))
-        self.writes: list[tuple[Target, int]] = []
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self._writes: list[tuple[Target, int]] = []
+
+    def write(self, target: Target, offset: int, at: int, length: int) -> None:
+        """Start writing data that lies at ``at``, in pieces aligned to their own size, so that these are few."""
+        while length >= BLOCK:
+            piece = min(REQUEST, at & -at or REQUEST, 1 << length.bit_length() - 1)
+            self._writes.append((target, target.begin_write(offset, self.memory.slice(at, piece))))
+            at, offset, length = at + piece, offset + piece, length - piece
+        if length:
+            self._writes.append((target, target.begin_write(offset, self.memory.slice(at, length))))
+
+    def zero(self, target: Target, offset: int, length: int) -> None:
+        """Start writing zeros, unless they are there already."""
+        if not target.known_zero:
+            self._writes.append((target, target.begin_zero(offset, length)))
 
     def settle(self) -> None:
         """Wait until the memory may be used again."""
-        for target, ticket in self.writes:
+        for target, ticket in self._writes:
             target.finish_write(ticket)
-        self.writes.clear()
+        self._writes.clear()
 
 
 class Reader:
@@ -430,28 +444,32 @@ class Reader:
         self._check_targets(targets)
         seen = {device.name: _Seen(device) for device in self.devices}
         counters = {device.name: [0, 0] for device in self.devices}
-        throttle = Throttle(limit)
-        buffers = deque((_Buffer(), _Buffer()))
-        head = memoryview(bytearray(EXTENT_HEADER))
-        while got := read_full(self._fd, head):
-            blocks, runs = parse_extent_header(bytes(head[:got]), self.header)
-            throttle.pay(got + blocks * BLOCK)
-            buffer = buffers[0]
-            buffer.settle()
-            buffers.rotate()
-            if read_full(self._fd, buffer.view[: blocks * BLOCK]) < blocks * BLOCK:
-                raise VmaError("short vma extent: the archive ends within the data of an extent")
-            for run in runs:
-                seen[run.device.name].mark(run.cluster, run.count)
-            _write_runs(runs, buffer, targets)
-            _report(runs, counters, progress)
-        for buffer in buffers:
-            buffer.settle()
+        with Memory.borrow(EXTENT_DATA) as one, Memory.borrow(EXTENT_DATA) as other:
+            for runs, buffer in self._extents((_Buffer(one), _Buffer(other)), Throttle(limit)):
+                for run in runs:
+                    seen[run.device.name].mark(run.cluster, run.count)
+                _write_runs(runs, buffer, targets)
+                _report(runs, counters, progress)
         for clusters in seen.values():
             clusters.check_complete()
         for target in targets.values():
             if target is not None:
                 target.complete()
+
+    def _extents(self, buffers: Sequence[_Buffer], throttle: Throttle) -> Iterator[tuple[list[Run], _Buffer]]:
+        """One extent after the other, its data in one of the buffers in turn."""
+        head = memoryview(bytearray(EXTENT_HEADER))
+        turn = itertools.cycle(buffers)
+        while got := read_full(self._fd, head):
+            blocks, runs = parse_extent_header(bytes(head[:got]), self.header)
+            throttle.pay(got + blocks * BLOCK)
+            buffer = next(turn)
+            buffer.settle()
+            if read_full(self._fd, buffer.memory.view(0, blocks * BLOCK)) < blocks * BLOCK:
+                raise VmaError("short vma extent: the archive ends within the data of an extent")
+            yield runs, buffer
+        for buffer in buffers:
+            buffer.settle()
 
     def verify(self, *, progress: Progress | None = None) -> None:
         """Check everything that can be checked, without writing; data blocks have no checksum of their own."""
@@ -476,18 +494,16 @@ def _write_runs(runs: Iterable[Run], buffer: _Buffer, targets: Mapping[str, Targ
     at = 0
     for run in runs:
         target = targets[run.device.name]
-        if target is not None:
-            for offset, length, zero in _stretches(run):
-                if not zero:
-                    ticket = target.begin_write(offset, buffer.view[at : at + length])
-                    at += round_up(length, BLOCK)
-                elif not target.known_zero:
-                    ticket = target.begin_zero(offset, length)
-                else:
-                    continue
-                buffer.writes.append((target, ticket))
-        else:
-            at += run.blocks * BLOCK
+        place = at
+        at += run.blocks * BLOCK
+        if target is None:
+            continue
+        for offset, length, zero in _stretches(run):
+            if zero:
+                buffer.zero(target, offset, length)
+            else:
+                buffer.write(target, offset, place, length)
+                place += round_up(length, BLOCK)
 
 
 def _stretches(run: Run) -> Iterator[tuple[int, int, bool]]:
@@ -539,9 +555,12 @@ def extract(fd: int, folder: Path, *, progress: Progress | None = None) -> Heade
 
     Raises:
         Exists: the folder is there already.
-        VmaError: the archive is damaged or incomplete; the folder is removed again.
+        VmaError: the archive is damaged, incomplete or has clashing names; the folder is removed again.
     """
     reader = Reader(fd)
+    for device in reader.devices:
+        if f"disk-{device.name}.raw" in reader.configs:
+            raise VmaError(f"config 'disk-{device.name}.raw' has the file name of device '{device.name}'")
     try:
         folder.mkdir()
     except FileExistsError:
