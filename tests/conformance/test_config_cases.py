@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pvetools.config import guest, pending
+from pvetools.config import guest, pending, sections
+from pvetools.schema.core import Record
 from pvetools.system.errors import ConfigError
-from tests.conformance import loader
+from tests.conformance import declare, loader
 
 VMID = 8006
 
@@ -62,3 +63,61 @@ def _on_pending(case: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("case", loader.table("common/pending_changes")[0])
 def test_pending_changes(case: dict[str, Any]) -> None:
     assert _texts(_on_pending(case)) == _texts(case["expected"])
+
+
+def _section_types(suite: str, *, isolated: bool) -> dict[str, type[Record]]:
+    """Each type's own record; types share the schemas of their properties unless these are isolated."""
+    environment = loader.table(suite)[1]
+    types = {}
+    for name, entry in environment.get("types", {}).items():
+        known = {**environment["shared_properties"], **({} if isolated else entry["properties"])}
+        options = {key: {**known[key], **more} for key, more in entry["options"].items()}
+        if isolated:
+            options.update(entry["properties"])
+        required = {} if isolated else {key: {"optional": 0} for key, more in entry["options"].items() if not more}
+        types[name] = declare.record({key: {**schema, **required.get(key, {})} for key, schema in options.items()})
+    return types
+
+
+def _parsed_sections(case: dict[str, Any], types: dict[str, type[Record]]) -> sections.SectionFile:
+    file = sections.parse(case["input"], Path("cases.cfg"), strict=True)
+    checks = {name: record.check for name, record in types.items()}
+    problems = sections.verify(file, checks, allow_unknown=bool(case.get("allow_unknown")))
+    if problems:
+        raise ConfigError(file.path, *problems[0])
+    return file
+
+
+def _as_expected(file: sections.SectionFile, types: dict[str, type[Record]]) -> dict[str, Any]:
+    ids: dict[str, Any] = {}
+    for section in file.sections:
+        values: dict[str, Any] = dict(section.values)
+        for key, value in section.values.items():
+            found = types[section.type].find(key) if section.type in types else None
+            if found and found[0].kind.array and isinstance(value, str):
+                values[key] = [value]
+        ids[section.id] = {**values, "type": section.type}
+    return {"ids": ids, "order": {name: number for number, name in enumerate(ids, 1)}}
+
+
+def _compare_sections(case: dict[str, Any], types: dict[str, type[Record]]) -> None:
+    if case.get("must_fail"):
+        with pytest.raises(ConfigError, match=r"cases\.cfg line"):
+            _parsed_sections(case, types)
+        return
+    file = _parsed_sections(case, types)
+    assert _texts(_as_expected(file, types)) == _texts(case["expected"])
+    for section in file.sections:
+        section.raw = ""  # written anew, not copied
+    again = _parsed_sections({**case, "input": file.text()}, types)
+    assert _as_expected(again, types) == _as_expected(file, types)
+
+
+@pytest.mark.parametrize("case", loader.table("common/section_config")[0])
+def test_section_files(case: dict[str, Any]) -> None:
+    _compare_sections(case, _section_types("common/section_config", isolated=False))
+
+
+@pytest.mark.parametrize("case", loader.table("common/section_config_isolation")[0])
+def test_section_files_with_own_properties_by_type(case: dict[str, Any]) -> None:
+    _compare_sections(case, _section_types("common/section_config_isolation", isolated=True))
