@@ -17,6 +17,8 @@ APT_TEST := debootstrap busybox-static kmod cpio mtools syslinux syslinux-common
 	virtnbdbackup libnbd-bin socat iputils-ping procps kbd sudo
 
 export DEBIAN_FRONTEND := noninteractive
+# compiled modules are kept: tests start the tools hundreds of times
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test assets lint test-matrix conformance bench generate install uninstall packages packages-test clean
 
