@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 Sink = Callable[[str], None]
 
 
 def _to_stderr(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    with suppress(BrokenPipeError):  # nobody reads any more; that is no reason to abort a task
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 _sinks: list[Sink] = [_to_stderr]
@@ -19,8 +20,8 @@ _warnings = 0
 
 
 def emit(line: str) -> None:
-    """Write one message line to every sink."""
-    for sink in _sinks:
+    """Write one message line to every sink, into the log file before anyone can see it."""
+    for sink in reversed(_sinks):
         sink(line)
 
 

@@ -100,7 +100,7 @@ def temp_dir() -> Path:
 
 def is_real_proxmox() -> bool:
     """Whether a Proxmox VE runs on this host: its cluster file system owns ``/etc/pve``."""
-    return os.path.exists("/var/lib/dpkg/info/pve-cluster.list") or os.path.exists("/etc/pve/.version")
+    return Path("/var/lib/dpkg/info/pve-cluster.list").exists() or Path("/etc/pve/.version").exists()
 
 
 def ensure_tree() -> None:

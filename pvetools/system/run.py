@@ -15,9 +15,21 @@ PACKAGES: dict[str, str] = {
     "qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils", "qemu-io": "qemu-utils", "lxc-usernsexec": "lxc",
     "lxc-attach": "lxc", "lxc-console": "lxc", "lxc-start": "lxc", "mkfs.ext4": "e2fsprogs", "resize2fs": "e2fsprogs",
     "e2fsck": "e2fsprogs", "ip": "iproute2", "mount": "mount", "umount": "mount", "losetup": "mount",
-    "ionice": "util-linux", "nsenter": "util-linux", "unshare": "util-linux", "virsh": "libvirt-clients", "sendmail": "postfix",
+    "ionice": "util-linux", "nsenter": "util-linux", "unshare": "util-linux", "virsh": "libvirt-clients",
+    "sendmail": "postfix",
 }  # fmt: skip
-KEPT_ENV = ("PATH", "HOME", "TERM", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "PVETOOLS_ROOT", "PVETOOLS_DEBUG")
+KEPT_ENV = (
+    "PATH",
+    "HOME",
+    "TERM",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "XDG_RUNTIME_DIR",
+    "PVETOOLS_ROOT",
+    "PVETOOLS_DEBUG",
+)
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

@@ -20,6 +20,8 @@ from pvetools.system import files, lock, log, paths
 from pvetools.system.errors import Interrupted, NotFound, PveError
 
 KEEP_IN_ACTIVE = 25
+ROTATE_AT = 1 << 20  # bytes of the index; older entries and their logs are dropped after two times as many
+NO_RESULT = "unexpected status"
 _UPID = re.compile(
     r"UPID:(?P<node>[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?):(?P<pid>[0-9A-Fa-f]{8}):(?P<pstart>[0-9A-Fa-f]{8,9}):"
     r"(?P<starttime>[0-9A-Fa-f]{8}):(?P<type>[^:\s/]+):(?P<id>[^:\s/]*):(?P<user>[^:\s/]+):"
@@ -91,9 +93,9 @@ def result_in_log(upid: Upid) -> str:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             last = file.read().decode("utf-8", "replace").rstrip("\n").rpartition("\n")[2]
     except OSError:
-        return "unexpected status"
+        return NO_RESULT
     match = re.match(r"TASK (?:(OK)|ERROR: (.*)|(WARNINGS: \d+))$", last)
-    return next((part for part in match.groups() if part is not None), "") if match else "unexpected status"
+    return next((part for part in match.groups() if part is not None), "") if match else NO_RESULT
 
 
 # -- the lists ---------------------------------------------------------------------------------------------------------
@@ -121,8 +123,18 @@ def _write_active(entries: list[Entry]) -> None:
 
 
 def _archive(entry: Entry) -> None:
-    with (_tasks_dir() / "index").open("a") as index:
+    path = _tasks_dir() / "index"
+    with path.open("a", errors="surrogateescape") as index:
         index.write(f"{entry.upid} {entry.endtime:08X} {entry.status}\n")
+    if path.stat().st_size > ROTATE_AT:
+        _rotate(path)
+
+
+def _rotate(index: Path) -> None:
+    older = index.with_name("index.1")
+    for entry in _entries_backwards(older):
+        log_path(entry.upid).unlink(missing_ok=True)
+    index.replace(older)
 
 
 def _register(upid: Upid) -> None:
@@ -143,23 +155,33 @@ def _bury_dead(entries: list[Entry]) -> list[Entry]:
 
 
 def _buried(entry: Entry) -> Entry:
-    dead = entry._replace(endtime=int(time.time()), status=result_in_log(entry.upid))
+    dead = _dead(entry.upid)
     _archive(dead)
     return dead
 
 
+def _dead(upid: Upid) -> Entry:
+    """A task whose process is gone: it ended when its log was written last."""
+    try:
+        endtime = int(log_path(upid).stat().st_mtime)
+    except OSError:
+        endtime = upid.starttime
+    return Entry(upid, max(endtime, 1), result_in_log(upid))
+
+
 def active() -> list[Entry]:
     """Running tasks and the newest ended ones; dead processes are shown with ``unexpected status``."""
-    entries = _read_active()
-    return [
-        entry if entry.endtime or is_alive(entry.upid) else entry._replace(endtime=-1, status=result_in_log(entry.upid))
-        for entry in entries
-    ]
+    return [entry if entry.endtime or is_alive(entry.upid) else _dead(entry.upid) for entry in _read_active()]
 
 
 def archived() -> Iterator[Entry]:
     """Ended tasks, newest first."""
-    for line in reversed((files.read_text(_tasks_dir() / "index") or "").splitlines()):
+    for name in ("index", "index.1"):
+        yield from _entries_backwards(_tasks_dir() / name)
+
+
+def _entries_backwards(path: Path) -> Iterator[Entry]:
+    for line in reversed((files.read_text(path) or "").splitlines()):
         match = re.match(r"(\S+)(?: ([0-9A-Fa-f]{8})(?: (.*))?)?$", line)
         if match and _UPID.fullmatch(match[1]):
             yield Entry(parse_upid(match[1]), int(match[2] or "0", 16), match[3] or "")
@@ -179,9 +201,12 @@ def entry_of(upid: Upid) -> Entry:
     """
     if not log_path(upid).exists():
         raise NotFound(f"no such task '{upid}'")
-    if is_alive(upid):
-        return Entry(upid)
-    return next((entry for entry in archived() if entry.upid == upid), Entry(upid, -1, result_in_log(upid)))
+    for entries in (active(), archived()):  # a process may go on after the end of one of its tasks
+        for entry in entries:
+            if entry.upid == upid:
+                return entry
+    dead = _dead(upid)
+    return Entry(upid) if is_alive(upid) and dead.status == NO_RESULT else dead  # just about to be listed
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
@@ -197,6 +222,7 @@ def run(kind: str, ident: str, body: Callable[[], object], user: str = "root@pam
         PveError: what the body raised; Interrupted after SIGINT, SIGTERM or SIGHUP.
     """
     pid = os.getpid()
+    ident = re.sub(r"[:\s/]", "-", ident)
     upid = Upid(paths.node(), pid, process_start(pid), int(time.time()), kind, ident, user)
     while log_path(upid).exists():  # two tasks of one kind within one second in one process
         upid = upid._replace(starttime=upid.starttime + 1)
@@ -208,7 +234,7 @@ def run(kind: str, ident: str, body: Callable[[], object], user: str = "root@pam
             file.flush()
 
         _register(upid)
-        status = "unexpected status"
+        status = NO_RESULT
         try:
             with log.sink(to_file):
                 status = _run_body(body)
@@ -258,8 +284,8 @@ def stop(upid: Upid) -> None:
     """Ask a running task to end (SIGTERM); it undoes what it began.
 
     Raises:
-        PveError: it does not run here.
+        NotFound: no such task. PveError: it does not run here.
     """
-    if upid.node != paths.node() or not is_alive(upid):
+    if upid.node != paths.node() or entry_of(upid).endtime:
         raise PveError(f"task '{upid}' is not running")
     os.kill(upid.pid, signal.SIGTERM)

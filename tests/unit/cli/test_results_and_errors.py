@@ -88,7 +88,8 @@ def test_sizes_and_times_are_shown_for_people_unless_switched_off() -> None:
 def test_a_reader_that_has_enough_ends_the_tool_quietly() -> None:
     code = (
         "import sys; from pvetools.cli import app; from tests.unit.cli import demo; "
-        "sys.modules['pvetools.demo'] = demo; sys.argv = ['demo', 'set', '100', '--name', 'x' * 1000000]; app.main(demo.TOOL)"
+        "sys.modules['pvetools.demo'] = demo; sys.argv = ['demo', 'set', '100', '--name', 'x' * 1000000];"
+        "app.main(demo.TOOL)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout and process.stderr
