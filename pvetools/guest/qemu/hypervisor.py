@@ -1,0 +1,362 @@
+"""The only module that talks to libvirt. Guests are transient domains: made from their file, gone when they stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pvetools.guest.qemu.place import domain_name, name_prefix
+from pvetools.system import run
+from pvetools.system.errors import PveError
+
+if TYPE_CHECKING:
+    import libvirt
+
+URI = "qemu:///system"
+PID_FOLDER = Path("/run/libvirt/qemu")
+_STATES = {1: "running", 2: "io-error", 3: "paused", 4: "shutdown", 5: "shutdown", 6: "internal-error", 7: "suspended"}
+_GONE_WITHIN = 10.0  # seconds that libvirt may know a domain after its QEMU has ended
+
+
+class Hypervisor(PveError):
+    """Libvirt or QEMU refused to do something; the sentence is theirs."""
+
+
+# -- which guests run: from libvirt's pid files, without a connection --------------------------------------------------
+
+
+def running_pids() -> dict[int, int]:
+    """Process ids of this root's running guests (paused ones too), by guest id."""
+    prefix = name_prefix()
+    pattern = re.compile(re.escape(prefix) + r"([1-9][0-9]{2,8})\.pid")
+    try:
+        with os.scandir(PID_FOLDER) as entries:
+            names = [entry.name for entry in entries]
+    except OSError:
+        return {}
+    found: dict[int, int] = {}
+    for match in filter(None, map(pattern.fullmatch, names)):
+        pid = _live_pid(PID_FOLDER / match[0], match[0].removesuffix(".pid"))
+        if pid:
+            found[int(match[1])] = pid
+    return found
+
+
+def running_pid(vmid: int) -> int:
+    """Process id of a running guest, 0 when it does not run."""
+    name = domain_name(vmid)
+    return _live_pid(PID_FOLDER / f"{name}.pid", name)
+
+
+def _live_pid(path: Path, name: str) -> int:
+    """The pid in a file, if that process still is the QEMU of the domain."""
+    try:
+        pid = int(path.read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return 0
+    return pid if f"guest={name},".encode() in command else 0
+
+
+def wait_for_end(pid: int, timeout: float | None) -> bool:
+    """Wait until a process has ended; False when it still runs after ``timeout`` seconds."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else max(0, int(timeout * 1000))))
+    finally:
+        os.close(fd)
+
+
+# -- the connection ----------------------------------------------------------------------------------------------------
+
+_connection: Any = None
+
+
+def connect() -> libvirt.virConnect:
+    """The connection to this host's libvirt, made at first use.
+
+    Raises:
+        PveError: libvirt cannot be reached; says how to start it.
+    """
+    global _connection
+    if _connection is None:
+        try:
+            import libvirt
+        except ImportError:
+            raise PveError("Python's libvirt module is missing; install it with: apt install python3-libvirt") from None
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        try:
+            _connection = libvirt.open(URI)
+        except libvirt.libvirtError as error:
+            raise PveError(f"can't reach libvirt: {_words(error)}; start it with: {_start_command()}") from None
+    return _connection
+
+
+def disconnect() -> None:
+    """Forget the connection; the next call makes a new one."""
+    global _connection
+    _connection = None
+
+
+def _start_command() -> str:
+    daemon = "libvirtd" if run.find("libvirtd") or not run.find("virtqemud") else "virtqemud"
+    return f"systemctl start {daemon}"
+
+
+def _words(error: Exception) -> str:
+    text = str(error)
+    for prefix in ("internal error: ", "unsupported configuration: ", "operation failed: ", "Failed to "):
+        text = text.removeprefix(prefix) if prefix != "Failed to " else text
+    return text.strip().rstrip(".")
+
+
+@contextlib.contextmanager
+def _reported(doing: str) -> Iterator[None]:
+    """Turn libvirt's errors into ours: what was tried, and libvirt's own words."""
+    import libvirt
+
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise Hypervisor(f"{doing}: {_explained(error)}") from None
+
+
+def _explained(error: libvirt.libvirtError) -> str:
+    words = _words(error)
+    if "does not support machine type" in words:
+        return f"{words} (a machine type of a newer QEMU? set machine to pc or q35)"
+    if "CPU tuning is not available" in words or "CPU controller is not mounted" in words:
+        return f"{words}: cpuunits and cpulimit need the cpu control group in libvirt"
+    return words
+
+
+def _domain(vmid: int) -> libvirt.virDomain:
+    """The guest's domain.
+
+    Raises:
+        PveError: it does not run.
+    """
+    found = _find(vmid)
+    if found is None:
+        raise PveError(f"VM {vmid} not running")
+    return found
+
+
+def _find(vmid: int) -> libvirt.virDomain | None:
+    import libvirt
+
+    connection = connect()
+    try:
+        return connection.lookupByName(domain_name(vmid))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise Hypervisor(f"can't ask libvirt for VM {vmid}: {_words(error)}") from None
+
+
+# -- life of a domain --------------------------------------------------------------------------------------------------
+
+
+def create(vmid: int, xml: str, *, paused: bool = False) -> None:
+    """Start a transient domain.
+
+    Raises:
+        Hypervisor: with the words of libvirt or QEMU.
+    """
+    import libvirt
+
+    connection = connect()
+    flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+    with _reported(f"start of VM {vmid} failed"):
+        connection.createXML(xml, flags)
+
+
+def check(vmid: int, xml: str) -> list[str]:
+    """QEMU's command line for a domain definition, as words; nothing is started.
+
+    Raises:
+        Hypervisor: libvirt does not accept the definition.
+    """
+    import shlex
+
+    connection = connect()
+    with _reported(f"no command line for VM {vmid}"):
+        return shlex.split(connection.domainXMLToNative("qemu-argv", xml, 0))
+
+
+def state(vmid: int) -> str:
+    """``running``, ``paused``, ``io-error``, ...; ``stopped`` when libvirt does not know the guest."""
+    found = _find(vmid)
+    if found is None:
+        return "stopped"
+    with _reported(f"can't get the state of VM {vmid}"):
+        return _STATES.get(found.state()[0], "stopped")
+
+
+def reason(vmid: int) -> tuple[int, int]:
+    """Libvirt's state and reason numbers of a running guest."""
+    with _reported(f"can't get the state of VM {vmid}"):
+        number, why = _domain(vmid).state()
+    return int(number), int(why)
+
+
+def destroy(vmid: int, timeout: float | None = None) -> None:
+    """Pull the plug: QEMU is ended at once. Nothing happens when the guest does not run.
+
+    Raises:
+        PveError: the process did not end within ``timeout`` seconds.
+    """
+    pid = running_pid(vmid)
+    found = _find(vmid)
+    if found is not None:
+        with contextlib.suppress(Hypervisor), _reported(f"stop of VM {vmid} failed"):
+            found.destroy()
+    if pid and not wait_for_end(pid, _GONE_WITHIN if timeout is None else timeout):
+        raise PveError(f"VM {vmid} did not end: QEMU (process {pid}) still runs")
+    wait_forgotten(vmid)
+
+
+def wait_forgotten(vmid: int) -> None:
+    """Wait until libvirt has noticed that a guest's QEMU is gone.
+
+    Raises:
+        PveError: it did not within ten seconds.
+    """
+    deadline, pause = time.monotonic() + _GONE_WITHIN, 0.002
+    while _find(vmid) is not None:
+        if time.monotonic() > deadline:
+            raise PveError(f"libvirt still holds the ended domain {domain_name(vmid)}")
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)
+
+
+def reset(vmid: int) -> None:
+    """Push the reset button."""
+    with _reported(f"reset of VM {vmid} failed"):
+        _domain(vmid).reset()
+
+
+def suspend(vmid: int) -> None:
+    """Stop the processors; memory stays."""
+    with _reported(f"suspend of VM {vmid} failed"):
+        _domain(vmid).suspend()
+
+
+def resume(vmid: int) -> None:
+    """Let the processors run again."""
+    with _reported(f"resume of VM {vmid} failed"):
+        _domain(vmid).resume()
+
+
+def press_power(vmid: int, *, agent: bool) -> None:
+    """Ask the guest's system to shut down: by its agent when it answers, else by the ACPI power button."""
+    import libvirt
+
+    found = _find(vmid)
+    if found is None:
+        return
+    if agent:
+        with contextlib.suppress(libvirt.libvirtError):
+            found.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
+            return
+    try:
+        found.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+            raise Hypervisor(f"shutdown of VM {vmid} failed: {_words(error)}") from None
+
+
+# -- asking and changing a running domain ------------------------------------------------------------------------------
+
+
+def definition(vmid: int) -> str:
+    """The running domain's definition as libvirt has it."""
+    with _reported(f"can't get the definition of VM {vmid}"):
+        return str(_domain(vmid).XMLDesc(0))
+
+
+def statistics(vmid: int) -> dict[str, Any]:
+    """Libvirt's figures of a running guest: state, cpu, balloon, disks, cards."""
+    import libvirt
+
+    wanted = (
+        libvirt.VIR_DOMAIN_STATS_STATE
+        | libvirt.VIR_DOMAIN_STATS_CPU_TOTAL
+        | libvirt.VIR_DOMAIN_STATS_BALLOON
+        | libvirt.VIR_DOMAIN_STATS_INTERFACE
+        | libvirt.VIR_DOMAIN_STATS_BLOCK
+    )
+    with _reported(f"can't get the figures of VM {vmid}"):
+        found = connect().domainListGetStats([_domain(vmid)], wanted, 0)
+    return dict(found[0][1]) if found else {}
+
+
+def qmp(vmid: int, command: str, **arguments: Any) -> Any:
+    """Run a command of QEMU's monitor and return what it returns.
+
+    Raises:
+        Hypervisor: QEMU's words.
+    """
+    question = {"execute": command, **({"arguments": arguments} if arguments else {})}
+    return _monitor(vmid, command, json.dumps(question), flags=0)
+
+
+def hmp(vmid: int, line: str) -> str:
+    """Run a line of QEMU's human monitor and return its text."""
+    return str(_monitor(vmid, line, line, flags=1))
+
+
+def _monitor(vmid: int, name: str, text: str, flags: int) -> Any:
+    domain = _domain(vmid)
+    import libvirt_qemu
+
+    with _reported(f"monitor command '{name}' of VM {vmid} failed"):
+        answer = libvirt_qemu.qemuMonitorCommand(domain, text, flags)
+    if flags:
+        return answer
+    decoded = json.loads(answer)
+    if "error" in decoded:
+        raise Hypervisor(f"monitor command '{name}' of VM {vmid} failed: {decoded['error'].get('desc')}")
+    return decoded.get("return")
+
+
+def block_resize(vmid: int, target: str, size: int) -> None:
+    """Tell a running guest that its disk has grown; QEMU grows the image.
+
+    Args:
+        vmid: the guest.
+        target: libvirt's name of the disk.
+        size: bytes.
+    """
+    import libvirt
+
+    with _reported(f"resize of disk {target} of VM {vmid} failed"):
+        _domain(vmid).blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+
+
+def version() -> str:
+    """Version of this host's QEMU, as its program tells it: ``7.2.22``."""
+    said = run.run(["qemu-system-x86_64", "--version"]).stdout
+    match = re.search(r"version ([0-9]+(?:\.[0-9]+)+)", said)
+    return match[1] if match else "0.0"
+
+
+def user_ids() -> tuple[int, int]:
+    """User and group as which libvirt runs QEMU: those who own its folder of state."""
+    try:
+        owner = Path("/var/lib/libvirt/qemu").stat()
+    except OSError:
+        return 0, 0
+    return owner.st_uid, owner.st_gid
