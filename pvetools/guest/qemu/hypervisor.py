@@ -8,10 +8,11 @@ import os
 import re
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pvetools.guest.qemu.element import Element
 from pvetools.guest.qemu.place import domain_name, name_prefix
 from pvetools.system import run
 from pvetools.system.errors import PveError
@@ -360,3 +361,104 @@ def user_ids() -> tuple[int, int]:
     except OSError:
         return 0, 0
     return owner.st_uid, owner.st_gid
+
+
+# -- backup: a job that exports the disks as they are when it begins ---------------------------------------------------
+
+_AGENT_PING = 3  # seconds in which a guest agent answers
+
+
+class BackupDisk(NamedTuple):
+    """A disk of a backup job: libvirt's name of it, the name of its export, where old blocks are saved meanwhile."""
+
+    target: str
+    export: str
+    scratch: Path
+
+
+def begin_backup(vmid: int, socket: Path, disks: Sequence[BackupDisk]) -> None:
+    """Begin a backup job in pull mode: one NBD server on a unix socket with an export for each disk.
+
+    The exports show the disks at this moment, whatever the guest writes, until the job is aborted.
+
+    Raises:
+        Hypervisor: the guest does not run, or libvirt refuses.
+    """
+    job = Element("domainbackup", mode="pull")
+    job.add("server", transport="unix", socket=socket)
+    top = job.add("disks")
+    for disk in disks:
+        one = top.add("disk", name=disk.target, backup="yes", type="file", exportname=disk.export)
+        one.add("scratch", file=disk.scratch)
+    with _reported(f"backup of VM {vmid} can't begin"):
+        _domain(vmid).backupBegin(job.serialise(), None, 0)
+
+
+def abort_backup(vmid: int) -> bool:
+    """End a guest's backup job and wait until it is gone; False when there was none.
+
+    Raises:
+        Hypervisor: libvirt refuses.
+    """
+    found = _find(vmid)
+    if found is None or not _has_backup(found):
+        return False
+    import libvirt
+
+    with contextlib.suppress(libvirt.libvirtError):  # it ended by itself meanwhile
+        found.abortJob()
+    deadline, pause = time.monotonic() + _GONE_WITHIN, 0.002
+    while _has_backup(found):
+        if time.monotonic() > deadline:
+            raise Hypervisor(f"the backup job of VM {vmid} does not end")
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)
+    return True
+
+
+def _has_backup(domain: libvirt.virDomain) -> bool:
+    import libvirt
+
+    try:
+        domain.backupGetXMLDesc(0)
+    except libvirt.libvirtError:
+        return False
+    return True
+
+
+def is_paused(vmid: int) -> bool:
+    """Whether a running guest's processors are stopped."""
+    return state(vmid) == "paused"
+
+
+def agent_answers(vmid: int) -> bool:
+    """Whether the guest agent answers within three seconds."""
+    domain = _domain(vmid)
+    import libvirt
+    import libvirt_qemu
+
+    try:
+        libvirt_qemu.qemuAgentCommand(domain, '{"execute":"guest-ping"}', _AGENT_PING, 0)
+    except libvirt.libvirtError:
+        return False
+    return True
+
+
+def freeze(vmid: int) -> None:
+    """Have the guest agent write out and freeze the guest's file systems.
+
+    Raises:
+        Hypervisor: the agent's words.
+    """
+    with _reported(f"freeze of the file systems of VM {vmid} failed"):
+        _domain(vmid).fsFreeze()
+
+
+def thaw(vmid: int) -> None:
+    """Let the guest's file systems go on.
+
+    Raises:
+        Hypervisor: the agent's words.
+    """
+    with _reported(f"thaw of the file systems of VM {vmid} failed"):
+        _domain(vmid).fsThaw()
