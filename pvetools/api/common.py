@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pvetools.schema.core import Record, field
-from pvetools.schema.formats import digest, node_name, vmid
+from pvetools.schema.formats import digest, vmid
+from pvetools.schema.formats import node as node_name
 
 
 class NodeParams(Record):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -69,27 +68,45 @@ def method(
     return add
 
 
+def load(*names: str) -> None:
+    """Import modules that hold rows; all of them when none is named."""
+    for name in names or MODULES:
+        importlib.import_module(f"pvetools.api.{name}")
+
+
 def load_all() -> None:
     """Import every module that holds rows."""
-    for name in MODULES:
-        importlib.import_module(f"pvetools.api.{name}")
+    load()
+
+
+def parts(path: str) -> list[str]:
+    """The words of a path between its slashes."""
+    return [part for part in path.split("/") if part]
 
 
 def _match(template: str, path: str) -> dict[str, str] | None:
     """Path variables when a concrete path fits a template; ``{name:*}`` takes the rest, slashes included."""
-    pattern = re.sub(r"\\{([a-z]+)\\}", r"(?P<\1>[^/]+)", re.escape(template))
-    pattern = re.sub(r"\\{([a-z]+):\\\*\\}", r"(?P<\1>.+)", pattern)
-    match = re.fullmatch(pattern, path)
-    return match.groupdict() if match else None
+    wanted, given = parts(template), parts(path)
+    if wanted and wanted[-1].endswith(":*}") and len(given) > len(wanted):
+        given = [*given[: len(wanted) - 1], "/".join(given[len(wanted) - 1 :])]
+    if len(wanted) != len(given):
+        return None
+    variables: dict[str, str] = {}
+    for part, word in zip(wanted, given, strict=True):
+        if part.startswith("{"):
+            variables[part[1:-1].removesuffix(":*")] = word
+        elif part != word:
+            return None
+    return variables
 
 
 def normalise(path: str) -> str:
     """``nodes/x/`` -> ``/nodes/x``."""
-    return "/" + "/".join(part for part in path.split("/") if part)
+    return "/" + "/".join(parts(path))
 
 
 def find(verb: str, path: str) -> tuple[Method, dict[str, str]]:
-    """The row behind a concrete path, and the values of its path variables.
+    """The row behind a concrete path, and the values of its path variables; inner nodes have an index to GET.
 
     Raises:
         NotImplementedMethod: nothing there.
@@ -100,28 +117,67 @@ def find(verb: str, path: str) -> tuple[Method, dict[str, str]]:
         for (row_verb, template) in ROWS
         if row_verb == verb and (variables := _match(template, wanted)) is not None
     ]
-    if not fitting:
-        raise NotImplementedMethod(f"Method '{verb} {wanted}' not implemented")
-    _, template, variables = min(fitting, key=lambda found: found[:2])
-    return ROWS[verb, template], variables
+    if fitting:
+        _, template, variables = min(fitting, key=lambda found: found[:2])
+        return ROWS[verb, template], variables
+    if verb == "GET" and (index := _index(wanted)):
+        return index, _match(index.path, wanted) or {}
+    raise NotImplementedMethod(f"Method '{verb} {wanted}' not implemented")
+
+
+# How the children are called in the indexes of Proxmox VE, by the end of the path; `name` elsewhere.
+_INDEX_KEYS: Mapping[str, str] = {
+    "": "subdir",
+    "{vmid}": "subdir",
+    "status": "subdir",
+    "{storage}": "subdir",
+    "access": "subdir",
+    "{snapname}": "cmd",
+    "scan": "method",
+}
+
+
+def _index(path: str) -> Method | None:
+    """The method that lists the children of an inner node for which no row exists."""
+    below = [row for row in ROWS.values() if len(parts(row.path)) > len(parts(path)) and _leads_to(path, row.path)]
+    names = children(path)
+    if not below or any(name.startswith("{") for name in names):
+        return None
+    words = parts(below[0].path)[: len(parts(path))]
+    needed = [word[1:-1] for word in words if word.startswith("{")]
+    fields = {row.attr: row for name, row in below[0].params.FIELDS.items() if name in needed}
+    key = _INDEX_KEYS.get(words[-1] if words else "", "name")
+    schema = {
+        "type": "array",
+        "items": {"type": "object", "properties": {key: {"type": "string"}}},
+        "links": [{"rel": "child", "href": f"{{{key}}}"}],
+    }
+
+    def index(params: Record) -> list[dict[str, str]]:
+        """List what lies below."""
+        return [{key: name} for name in sorted(names)]
+
+    template = "/" + "/".join(words)
+    return Method("GET", template, type("IndexParams", (Record,), fields), index, ("user",), schema, "", "")
+
+
+def _leads_to(path: str, template: str) -> bool:
+    """Whether a template lies below a concrete path."""
+    return _match("/" + "/".join(parts(template)[: len(parts(path))]), path) is not None
 
 
 def verbs_at(path: str) -> list[str]:
     """HTTP verbs that a concrete path serves."""
     wanted = normalise(path)
-    return sorted({verb for verb, template in ROWS if _match(template, wanted) is not None})
+    found = {verb for verb, template in ROWS if _match(template, wanted) is not None}
+    return sorted(found | ({"GET"} if "GET" not in found and _index(wanted) else set()))
 
 
 def children(path: str) -> list[str]:
     """Next path parts below a concrete path, in the tree's own words (``{vmid}`` for a variable)."""
-    wanted = normalise(path)
-    depth = len([part for part in wanted.split("/") if part])
-    found: dict[str, None] = {}
-    for _, template in ROWS:
-        parts = [part for part in template.split("/") if part]
-        if len(parts) > depth and _match("/" + "/".join(parts[:depth]), wanted) is not None:
-            found[parts[depth]] = None
-    return list(found)
+    depth = len(parts(path))
+    below = [parts(template) for _, template in ROWS if _leads_to(path, template)]
+    return list(dict.fromkeys(words[depth] for words in below if len(words) > depth))
 
 
 def rows() -> Iterator[Method]:

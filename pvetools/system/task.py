@@ -174,8 +174,14 @@ def active() -> list[Entry]:
     return [entry if entry.endtime or is_alive(entry.upid) else _dead(entry.upid) for entry in _read_active()]
 
 
+def ended() -> Iterator[Entry]:
+    """Ended tasks, newest first: those that died without anybody noticing yet, then the archived ones."""
+    yield from (_dead(entry.upid) for entry in _read_active() if not entry.endtime and not is_alive(entry.upid))
+    yield from archived()
+
+
 def archived() -> Iterator[Entry]:
-    """Ended tasks, newest first."""
+    """Ended tasks that are in the index, newest first."""
     for name in ("index", "index.1"):
         yield from _entries_backwards(_tasks_dir() / name)
 
