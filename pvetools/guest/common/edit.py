@@ -97,7 +97,7 @@ def _delete(kind: GuestKind, current: GuestConfig, change: Change, *, running: b
         if key not in current.current:
             continue
         if running and not _is_immediate(kind, current.vmid, key, None):
-            arithmetic.add_to_pending_delete(current.pending, key, force=change.force)
+            arithmetic.add_delete(current.pending, key, force=change.force)
         else:
             freed += _drop(kind, current, key, force=change.force)
     return freed
@@ -140,12 +140,12 @@ def _set(kind: GuestKind, current: GuestConfig, texts: Mapping[str, str], *, run
             current.pending.pop(key, None)
         elif running and not _is_immediate(kind, current.vmid, key, text):
             replace_value(kind, current, current.pending, key, text)
-            arithmetic.remove_from_pending_delete(current.pending, key)
+            arithmetic.drop_delete(current.pending, key)
             continue
         else:
             replace_value(kind, current, current.current, key, text)
             current.pending.pop(key, None)
-        arithmetic.remove_from_pending_delete(current.pending, key)
+        arithmetic.drop_delete(current.pending, key)
 
 
 def _is_immediate(kind: GuestKind, vmid: int, key: str, text: str | None) -> bool:
@@ -170,7 +170,7 @@ def replace_value(kind: GuestKind, current: GuestConfig, section: Section, key: 
 def _revert(current: GuestConfig, keys: Sequence[str]) -> None:
     for key in keys:
         current.pending.pop(key, None)
-        arithmetic.remove_from_pending_delete(current.pending, key)
+        arithmetic.drop_delete(current.pending, key)
 
 
 def _check_rules(kind: GuestKind, current: GuestConfig) -> None:
@@ -197,11 +197,11 @@ def apply_pending(kind: GuestKind, current: GuestConfig) -> bool:
     """
     if not current.pending:
         return False
-    deletes = arithmetic.parse_pending_delete(current.pending.get("delete", ""))
+    deletes = arithmetic.parse_delete(current.pending.get("delete"))
     freed: list[str] = []
-    for key, flags in deletes.items():
+    for key, force in deletes.items():
         if key in current.current:
-            freed += _drop(kind, current, key, force=bool(flags.get("force")))
+            freed += _drop(kind, current, key, force=force)
     wanted = {key: text for key, text in current.pending.items() if key != "delete"}
     current.pending.clear()
     for key, text in wanted.items():

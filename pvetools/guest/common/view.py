@@ -28,7 +28,7 @@ def show(kind: GuestKind, vmid: int, *, current: bool = False, snapshot: str = "
         raise NotFound(f"snapshot '{snapshot}' does not exist")
     section = dict(found.snapshots[snapshot] if snapshot else found.current)
     if not (snapshot or current):
-        for key in arithmetic.parse_pending_delete(found.pending.get("delete", "")):
+        for key in arithmetic.parse_delete(found.pending.get("delete")):
             section.pop(key, None)
         section.update({key: text for key, text in found.pending.items() if key != "delete"})
     shown: dict[str, Any] = {key: _value(kind, key, text) for key, text in section.items() if key not in HIDDEN}
@@ -68,17 +68,17 @@ def pending(kind: GuestKind, vmid: int) -> list[dict[str, Any]]:
 
 
 def _keys(found: GuestConfig) -> set[str]:
-    deletes = arithmetic.parse_pending_delete(found.pending.get("delete", ""))
+    deletes = arithmetic.parse_delete(found.pending.get("delete"))
     return ({*found.current, *found.pending, *deletes}) - {"delete", *HIDDEN}
 
 
 def _pending_row(kind: GuestKind, found: GuestConfig, key: str) -> dict[str, Any]:
-    deletes = arithmetic.parse_pending_delete(found.pending.get("delete", ""))
+    deletes = arithmetic.parse_delete(found.pending.get("delete"))
     row: dict[str, Any] = {"key": key}
     if key in found.current:
         row["value"] = _value(kind, key, found.current[key])
     if key in found.pending:
         row["pending"] = _value(kind, key, found.pending[key])
     if key in deletes:
-        row["delete"] = 2 if deletes[key].get("force") else 1
+        row["delete"] = 2 if deletes[key] else 1
     return row
