@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 from pvetools.system.errors import MissingTool, PveError, RunError
 
@@ -136,6 +137,23 @@ def interactive(argv: Sequence[str | os.PathLike[str]]) -> int:
     words = [os.fspath(word) for word in argv]
     code = subprocess.run([require(words[0]), *words[1:]], env=environment(), check=False).returncode
     return code if code >= 0 else 128 - code
+
+
+def become(argv: Sequence[str | os.PathLike[str]], env: Mapping[str, str] | None = None) -> NoReturn:
+    """Give this process to another program for good: its terminal, its signals and its exit status are then ours.
+
+    Args:
+        argv: program and arguments.
+        env: its whole environment (default: the usual scrubbed one).
+
+    Raises:
+        MissingTool: there is no such program.
+    """
+    words = [os.fspath(word) for word in argv]
+    path = require(words[0])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(path, words, dict(environment() if env is None else env))  # noqa: S606
 
 
 PIPE = subprocess.PIPE
