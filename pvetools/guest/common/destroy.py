@@ -68,10 +68,7 @@ def _free(vmid: int, volid: str) -> None:
 
 def _purge_jobs(vmid: int) -> None:
     """Take the guest out of the lists of backup jobs; a job without guests is removed."""
-    path = paths.etc_pve() / "jobs.cfg"
-    if not path.exists():
-        return
-    from pvetools.config import jobs
+    if (paths.etc_pve() / "jobs.cfg").exists():
+        from pvetools.config import jobs
 
-    with lock.config_lock("jobs.cfg"):
         jobs.forget_guest(vmid)
