@@ -74,6 +74,27 @@ def load(*names: str) -> None:
         importlib.import_module(f"pvetools.api.{name}")
 
 
+# The modules that serve a part of the tree, so that a call there imports no others; ``*`` is any node.
+_SUBTREES: Mapping[str, tuple[str, ...]] = {
+    "version": ("nodes",),
+    "cluster": ("cluster",),
+    "storage": ("storage",),
+    "nodes/*/qemu": ("qemu", "qemu_config"),
+    "nodes/*/lxc": ("lxc", "lxc_config"),
+    "nodes/*/storage": ("storage", "backup"),
+    "nodes/*/vzdump": ("backup",),
+    "nodes/*/tasks": ("nodes",),
+    "nodes/*/status": ("nodes",),
+}
+
+
+def load_for(path: str) -> None:
+    """Import the modules whose rows may lie at or below a path."""
+    words = parts(path)
+    part = ["nodes", "*", *words[2:3]] if words[:1] == ["nodes"] else words[:1]
+    load(*_SUBTREES.get("/".join(part), ()))
+
+
 def load_all() -> None:
     """Import every module that holds rows."""
     load()

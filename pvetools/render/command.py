@@ -28,7 +28,7 @@ class Command(NamedTuple):
     """One command of a tool.
 
     Args:
-        target: ``module:name`` below ``pvetools`` of a method row or a ``Local``.
+        target: ``module:name`` below ``pvetools`` of a method row or a ``Local``, or the thing itself.
         positional: parameters that are given by position; a name with ``...`` takes all remaining words.
         fixed: parameters that the command itself sets.
         text: ``module:name`` of the function that renders the result as text; "" renders it generically,
@@ -38,7 +38,7 @@ class Command(NamedTuple):
         prepare: ``module:name`` of a function that changes the raw parameters before they are checked.
     """
 
-    target: str
+    target: Any
     positional: tuple[str, ...] = ()
     fixed: Mapping[str, str] = {}
     text: str = ""
@@ -62,8 +62,10 @@ class UsageError(PveError):
     status = 400
 
 
-def resolve(reference: str) -> Any:
-    """The object that ``module:name`` below ``pvetools`` names."""
+def resolve(reference: Any) -> Any:
+    """The object that ``module:name`` below ``pvetools`` names; an object stands for itself."""
+    if not isinstance(reference, str):
+        return reference
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(f"pvetools.{module}"), name)
 
