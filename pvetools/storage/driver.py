@@ -1,0 +1,133 @@
+"""What a storage backend is: capabilities as data, and the methods that every backend has.
+
+Callers ask ``driver.info`` what a backend can do; nobody asks for its type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from pvetools.storage.definition import Definition
+from pvetools.storage.names import VolumeName
+
+
+class Capabilities(NamedTuple):
+    """What a backend can do, by image format where it depends on that."""
+
+    files: bool  # volumes are files or folders, and archives, templates and ISO images can be kept
+    alloc: frozenset[str]
+    resize: frozenset[str]
+
+
+class Space(NamedTuple):
+    """Bytes of a storage."""
+
+    total: int = 0
+    used: int = 0
+    avail: int = 0
+
+
+class Source(NamedTuple):
+    """How QEMU or a mount reaches a volume: a file or a folder at ``path``."""
+
+    kind: str
+    path: Path
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """One volume of a listing. Sizes in bytes; ``ctime`` in seconds since the epoch; ``parent`` as the image says it.
+
+    ``size`` is the virtual size of images, 0 for folders.
+    """
+
+    volid: str
+    content: str
+    format: str
+    size: int
+    used: int = 0
+    vmid: int | None = None
+    ctime: int = 0
+    parent: str = ""
+    subtype: str = ""
+    notes: str = ""
+    protected: bool = False
+
+    def as_data(self) -> dict[str, object]:
+        """The fields that apply, for output."""
+        data: dict[str, object] = {
+            "volid": self.volid, "content": self.content, "format": self.format, "size": self.size, "ctime": self.ctime,
+        }  # fmt: skip
+        if self.content in ("images", "rootdir"):
+            data["used"] = self.used
+        optional = {"vmid": self.vmid, "parent": self.parent, "subtype": self.subtype, "notes": self.notes}
+        data |= {key: value for key, value in optional.items() if value}
+        if self.protected:
+            data["protected"] = 1
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A volume to be made; ``size`` in bytes. An empty name lets the backend choose the next free one."""
+
+    vmid: int
+    size: int
+    format: str
+    name: str = ""
+
+
+class Driver(Protocol):
+    """A backend at work for one storage."""
+
+    info: Capabilities
+    definition: Definition
+
+    def activate(self) -> None:
+        """Make the storage usable, or say why it is not. Cheap when it is usable already."""
+
+    def status(self) -> Space:
+        """Size and free space."""
+
+    def parse(self, name: str) -> VolumeName:
+        """Take a volume name apart; refuses malformed ones before any path is touched."""
+
+    def path(self, name: str, snapshot: str = "") -> Path:
+        """Where a volume lies; it need not exist."""
+
+    def directory(self, content: str) -> Path:
+        """Folder of one content type."""
+
+    def name_of(self, path: Path) -> str | None:
+        """Volume name of a file of this storage; None for foreign paths."""
+
+    def source(self, name: str) -> Source:
+        """How to reach an existing volume."""
+
+    def volumes(self, contents: Collection[str], vmid: int | None) -> Iterator[Volume]:
+        """Volumes of some content types; of images and archives only those of one guest, where one is given."""
+
+    def volume(self, name: str) -> Volume:
+        """One volume; NotFound."""
+
+    def alloc(self, wish: Wish) -> str:
+        """Make a volume; gives its name. Leaves nothing behind when it fails."""
+
+    def free(self, name: str) -> None:
+        """Remove a volume; refuses protected ones, those in use, and those that others lie on. NotFound."""
+
+    def resize(self, name: str, size: int) -> None:
+        """Grow a volume that nobody uses to ``size`` bytes."""
+
+    def notes(self, name: str) -> str:
+        """Notes of a volume, complete."""
+
+    def set_notes(self, name: str, text: str) -> None:
+        """Replace the notes; empty ones are removed."""
+
+    def protect(self, name: str, on: bool) -> None:
+        """Guard a volume against removal, or lift that."""

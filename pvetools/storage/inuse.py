@@ -1,0 +1,58 @@
+"""Whether somebody uses an image file or a folder right now: QEMU's file locks, loop devices, mounts."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import struct
+from pathlib import Path
+
+_FLOCK = struct.Struct("@hhqqi4x")
+# QEMU locks single bytes of the image: one a permission it holds (from 100) and one it denies to others (from 200)
+_QEMU_LOCKS = (100, 200)
+
+
+def mount_points() -> list[str]:
+    """All mount points of this process's mount namespace."""
+    text = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
+    points = [line.split(" ")[4] for line in text.splitlines()]
+    return [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point) for point in points]
+
+
+def is_mount_point(path: Path) -> bool:
+    """Whether something is mounted exactly there."""
+    return os.path.realpath(path) in mount_points()
+
+
+def _locked_by_qemu(path: Path) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        wish = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _QEMU_LOCKS[0], 200, 0)
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wish)
+    finally:
+        os.close(fd)
+    return int(_FLOCK.unpack(answer)[0]) != fcntl.F_UNLCK
+
+
+def _loop_device(path: Path) -> str:
+    real = os.path.realpath(path)
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            if entry.read_text().rstrip("\n") == real:
+                return f"/dev/{entry.parts[3]}"
+        except OSError:
+            continue  # detached meanwhile
+    return ""
+
+
+def user_of(path: Path) -> str:
+    """Who uses a file or folder, in words; empty when nobody does."""
+    if path.is_dir():
+        real = os.path.realpath(path)
+        point = next((point for point in mount_points() if point == real or point.startswith(real + "/")), "")
+        return f"the mount '{point}'" if point else ""
+    if _locked_by_qemu(path):
+        return "a running QEMU"
+    device = _loop_device(path)
+    return f"the loop device {device}" if device else ""

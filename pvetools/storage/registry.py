@@ -1,0 +1,37 @@
+"""Which backend serves which type of storage: one row a type. Types without a row are declared but not served."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, cast
+
+from pvetools.system.errors import Refused
+
+if TYPE_CHECKING:
+    from pvetools.storage.definition import Definition
+    from pvetools.storage.driver import Driver
+
+SERVED = {
+    "dir": "pvetools.storage.backends.dir:Directory",
+}
+
+
+def require(type_: str) -> str:
+    """The backend's module and class.
+
+    Raises:
+        Refused: no backend serves this type.
+    """
+    if type_ not in SERVED:
+        raise Refused(f"storage type '{type_}' is not served by this version, only: {', '.join(sorted(SERVED))}")
+    return SERVED[type_]
+
+
+def driver(definition: Definition) -> Driver:
+    """The backend at work for one storage.
+
+    Raises:
+        Refused: no backend serves its type.
+    """
+    module, _, name = require(definition.type).partition(":")
+    return cast("Driver", getattr(importlib.import_module(module), name)(definition))

@@ -1,0 +1,345 @@
+"""Storages and their volumes as callers use them. Sizes are bytes; a volume id is ``STORAGE:NAME``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from pvetools.storage import definition, names, registry
+from pvetools.storage.definition import Definition
+from pvetools.storage.driver import Driver, Source, Space, Volume, Wish
+from pvetools.system import log, paths
+from pvetools.system.errors import NotFound, PveError, Refused
+
+GUEST_CONTENT = ("images", "rootdir")
+
+
+# Storages.
+
+
+def storages() -> dict[str, Definition]:
+    """All defined storages by id, disabled ones and those of other nodes included; damaged ones give a warning."""
+    found, damaged = definition.every()
+    for sentence in damaged:
+        log.warn(sentence)
+    return found
+
+
+def get(storage: str) -> Definition:
+    """The definition of one storage.
+
+    Raises:
+        NotFound: there is none. ConfigError: it is damaged.
+    """
+    return definition.get(storage)
+
+
+def usable(storage: str, content: str = "") -> Driver:
+    """The backend of a storage, activated, which may be used for a content type on this node.
+
+    Raises:
+        NotFound: no such storage. Refused: disabled, not on this node, without that content type, of a type that is
+            not served. PveError: it cannot be activated.
+    """
+    found = definition.get(storage)
+    if not found.enabled:
+        raise Refused(f"storage '{storage}' is disabled")
+    if not found.on_node(paths.node()):
+        raise Refused(f"storage '{storage}' is not available on node '{paths.node()}'")
+    if content and content not in found.content:
+        allowed = ", ".join(sorted(found.content)) or "nothing"
+        raise Refused(f"storage '{storage}' does not support content type '{content}', only: {allowed}")
+    driver = registry.driver(found)
+    driver.activate()
+    return driver
+
+
+def content_dir(storage: str, content: str) -> Path:
+    """Folder of a content type on a storage that may be used for it; it exists.
+
+    Raises:
+        As ``usable``; Refused: the storage keeps no files.
+    """
+    driver = usable(storage, content)
+    if not driver.info.files:
+        raise Refused(f"storage '{storage}' keeps no files")
+    folder = driver.directory(content)
+    if not folder.is_dir():
+        raise PveError(f"storage '{storage}': directory '{folder}' for content type '{content}' does not exist")
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A storage and its space on this node; inactive ones have none, ``reason`` says why.
+
+    ``enabled``: it is not disabled, and meant for this node.
+    """
+
+    definition: Definition
+    enabled: bool
+    space: Space | None = None
+    reason: str = ""
+
+    @property
+    def active(self) -> bool:
+        return self.space is not None
+
+
+def status(storage: str = "", contents: Collection[str] = (), *, enabled: bool = False) -> list[Status]:
+    """Space of all storages, or of one, or of the enabled ones that may hold one of the content types.
+
+    Raises:
+        NotFound: no such storage.
+    """
+    chosen = {storage: get(storage)} if storage else storages()
+    rows: list[Status] = []
+    for _, found in sorted(chosen.items()):
+        on = found.enabled and found.on_node(paths.node())
+        if (on or not (enabled or contents)) and (not contents or found.content & {*contents}):
+            rows.append(_status(found) if on else Status(found, enabled=False, reason="disabled"))
+    return rows
+
+
+def _status(found: Definition) -> Status:
+    try:
+        driver = registry.driver(found)
+        driver.activate()
+        return Status(found, enabled=True, space=driver.status())
+    except (PveError, OSError) as error:
+        return Status(found, enabled=True, reason=str(error))
+
+
+# Single volumes.
+
+
+def _located(volid: str) -> tuple[Driver, str]:
+    """Backend and volume name, without activation."""
+    storage, name = names.split(volid)
+    return registry.driver(definition.get(storage)), name
+
+
+def _ready(volid: str) -> tuple[Driver, str]:
+    """Backend, activated, and volume name; the name is checked first."""
+    driver, name = _located(volid)
+    driver.parse(name)
+    return usable(driver.definition.id), name
+
+
+def parse(volid: str) -> names.VolumeName:
+    """What a volume id says about content, owner, format and base.
+
+    Raises:
+        PveError: malformed. NotFound: no such storage.
+    """
+    driver, name = _located(volid)
+    return driver.parse(name)
+
+
+def owner(volid: str) -> int | None:
+    """Id of the guest that a volume belongs to by its name; None for ISO images and the like.
+
+    Raises:
+        As ``parse``.
+    """
+    return parse(volid).vmid
+
+
+def path(volid: str) -> Path:
+    """Where a volume lies; it need not exist, and its storage need not be active.
+
+    Raises:
+        PveError: malformed. NotFound: no such storage.
+    """
+    driver, name = _located(volid)
+    return driver.path(name)
+
+
+def locate(text: str) -> Path:
+    """Path behind a volume id, or an absolute path as it is."""
+    return Path(text) if text.startswith("/") else path(text)
+
+
+def volume_id(file: Path) -> str | None:
+    """The volume id of a file on one of the storages; None for foreign files."""
+    for storage, found in storages().items():
+        if found.type not in registry.SERVED or not found.enabled:
+            continue
+        driver = registry.driver(found)
+        name = driver.name_of(file) if driver.info.files else None
+        if name:
+            return f"{storage}:{name}"
+    return None
+
+
+def source(volid: str) -> Source:
+    """How to reach an existing volume: kind (``file`` or ``folder``), path and format.
+
+    Raises:
+        NotFound: no such volume or storage. As ``usable``.
+    """
+    driver, name = _ready(volid)
+    return driver.source(name)
+
+
+def info(volid: str) -> Volume:
+    """One volume: virtual size, space used, format, owner, parent, notes (first line), protection.
+
+    Raises:
+        NotFound: no such volume or storage. As ``usable``.
+    """
+    driver, name = _ready(volid)
+    return driver.volume(name)
+
+
+def exists(volid: str) -> bool:
+    """Whether a volume is there.
+
+    Raises:
+        As ``usable``.
+    """
+    driver, name = _ready(volid)
+    try:
+        driver.source(name)
+    except NotFound:
+        return False
+    return True
+
+
+def list_volumes(storage: str, contents: Collection[str] = (), vmid: int | None = None) -> list[Volume]:
+    """Volumes of a storage, sorted by volume id.
+
+    Args:
+        storage: its id.
+        contents: content types; default: all that the storage may hold.
+        vmid: of images and backups, only those of this guest.
+
+    Raises:
+        As ``usable``.
+    """
+    driver = usable(storage)
+    wanted = set(contents) & driver.definition.content if contents else driver.definition.content
+    return sorted(driver.volumes(wanted, vmid), key=lambda volume: volume.volid)
+
+
+def owned_by(vmid: int) -> list[str]:
+    """Volume ids of all images and folders of a guest on this node's enabled storages, sorted.
+
+    Storages that cannot be read give a warning.
+    """
+    found: list[str] = []
+    for row in status(contents=GUEST_CONTENT):
+        if not row.active:
+            log.warn(f"storage '{row.definition.id}' is skipped: {row.reason}")
+            continue
+        driver = registry.driver(row.definition)
+        found += [volume.volid for volume in driver.volumes(GUEST_CONTENT, vmid)]
+    return sorted(found)
+
+
+def default_format(storage: str) -> str:
+    """Image format of a storage when nobody asks for one.
+
+    Raises:
+        NotFound: no such storage.
+    """
+    from pvetools.options.storage import TYPES
+
+    found = definition.get(storage)
+    return found.options.format_ or TYPES[found.type].default_format
+
+
+def alloc(storage: str, vmid: int, size: int, *, format: str = "", name: str = "", content: str = "images") -> str:
+    """Make a volume; nothing is left behind when that fails.
+
+    Args:
+        storage: id of the storage.
+        vmid: guest that will own it.
+        size: bytes, rounded up to whole KiB; 0 for folders (format ``subvol``).
+        format: raw, qcow2, vmdk or subvol; default: that of the name, else of the storage.
+        name: file name; default: the next free ``vm-ID-disk-N``.
+        content: what it is for: ``images`` or ``rootdir``.
+
+    Returns:
+        Its volume id.
+
+    Raises:
+        As ``usable``; Exists: the name is used. PveError: the storage is full, the format is not possible.
+    """
+    driver = usable(storage, content)
+    extension = name.rpartition(".")[2] if "." in name else ""
+    form = format or (extension if extension in names.IMAGE_FORMATS else default_format(storage))
+    return f"{storage}:{driver.alloc(Wish(vmid, size, form, name))}"
+
+
+def free(volid: str, *, missing_ok: bool = False) -> None:
+    """Remove a volume; archives go with their log and notes.
+
+    Raises:
+        NotFound: no such volume. Refused: it is protected, in use, or others lie on it. As ``usable``.
+    """
+    driver, name = _ready(volid)
+    try:
+        driver.free(name)
+    except NotFound:
+        if not missing_ok:
+            raise
+
+
+def resize(volid: str, size: int) -> None:
+    """Grow a volume that no running guest uses to ``size`` bytes; file systems inside are the caller's.
+
+    Raises:
+        NotFound. Refused: it would shrink, is in use, or has a format without that. PveError: the storage is full.
+    """
+    driver, name = _ready(volid)
+    driver.resize(name, size)
+
+
+def notes(volid: str) -> str:
+    """All notes of a backup.
+
+    Raises:
+        NotFound. Refused: not a backup.
+    """
+    driver, name = _ready(volid)
+    return driver.notes(name)
+
+
+def set_notes(volid: str, text: str) -> None:
+    """Replace the notes of a backup; empty ones are removed.
+
+    Raises:
+        NotFound. Refused: not a backup.
+    """
+    driver, name = _ready(volid)
+    driver.set_notes(name, text)
+
+
+def protect(volid: str, on: bool) -> None:
+    """Guard a backup against removal, or lift that.
+
+    Raises:
+        NotFound. Refused: not a backup, or too many are protected.
+    """
+    driver, name = _ready(volid)
+    driver.protect(name, on)
+
+
+def bwlimit(operation: str, used: Collection[str], override: int | None = None) -> int:
+    """Limit in KiB per second for an operation (clone, migration, move, restore); 0 is unlimited.
+
+    The lowest limit of the storages that take part counts, unless the caller asks for another one.
+
+    Raises:
+        NotFound: no such storage.
+    """
+    if override is not None:
+        return override
+    limits: list[int] = []
+    for storage in used:
+        given = definition.get(storage).options.bwlimit
+        if given:
+            limits.append(int(given.given.get(operation, given.default or 0)))
+    return min((limit for limit in limits if limit > 0), default=0)
