@@ -190,8 +190,8 @@ def _joined(said: dict[str, Any], params: type[Record]) -> dict[str, str | list[
 # -- running it --------------------------------------------------------------------------------------------------------
 
 
-def execute(parsed: Parsed) -> None:
-    """Run a parsed command and print its result.
+def execute(parsed: Parsed) -> Any:
+    """Run a parsed command and print its result; gives it, too.
 
     Raises:
         PveError: whatever went wrong.
@@ -205,6 +205,7 @@ def execute(parsed: Parsed) -> None:
 
         text = resolve(command.text) if command.text else None
         render.show(None if hides_result(target) else data, params, output, text, returns=target.returns)
+    return data
 
 
 def hides_result(target: Any) -> bool:
@@ -303,7 +304,7 @@ def _asked(name: str) -> str:
 
 # -- entry -------------------------------------------------------------------------------------------------------------
 
-Runner = Callable[[Tool, list[str]], None]
+Runner = Callable[[Tool, list[str]], object]
 
 
 def main(tool: Tool, *, run: Runner | None = None, numbered: bool = False) -> NoReturn:
@@ -341,17 +342,18 @@ def debugging() -> bool:
     return os.environ.get("PVETOOLS_DEBUG") == "1"
 
 
-def dispatch(tool: Tool, words: list[str]) -> None:
-    """Run one command line.
+def dispatch(tool: Tool, words: list[str]) -> tuple[str, Any]:
+    """Run one command line; gives the command's name and its result (``help`` and None for a question).
 
     Raises:
         PveError: whatever went wrong.
     """
     if helped(tool, words):
-        return
+        return "help", None
     name, rest = pick(tool, words)
-    need_root()
-    execute(parse(tool.commands[name], rest))
+    if not tool.commands[name].anyone:
+        need_root()
+    return name, execute(parse(tool.commands[name], rest))
 
 
 def need_root() -> None:

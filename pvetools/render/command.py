@@ -36,6 +36,7 @@ class Command(NamedTuple):
         file_params: parameters whose value is the name of a file with the real value.
         prompted: parameters that are asked for on the terminal when given without a value.
         prepare: ``module:name`` of a function that changes the raw parameters before they are checked.
+        anyone: runs without being root.
     """
 
     target: Any
@@ -45,6 +46,7 @@ class Command(NamedTuple):
     file_params: tuple[str, ...] = ()
     prompted: tuple[str, ...] = ()
     prepare: str = ""
+    anyone: bool = False
 
 
 class Tool(NamedTuple):

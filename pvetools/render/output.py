@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from pvetools.schema.core import Record, field
@@ -126,14 +127,30 @@ def cell(value: Any) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], options: OutputOptions) -> str:
-    """A table with box-drawing borders on a UTF-8 terminal, ``+-|`` elsewhere, none with ``--noborder``."""
+    """A table with box-drawing borders on a UTF-8 terminal, ``+-|`` elsewhere, none with ``--noborder``.
+
+    On a terminal the widest column is wrapped so that the table fits.
+    """
     head = [] if options.noheader else [list(header)]
     lines = [[text.replace("\n", " ") for text in row] for row in [*head, *map(list, rows)]]
     widths = [max((len(line[i]) for line in lines), default=0) for i in range(len(header))]
     if options.noborder:
         return "\n".join(" ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
                          for line in lines)  # fmt: skip
+    if sys.stdout.isatty():
+        from shutil import get_terminal_size
+
+        widths = _fitted(widths, get_terminal_size().columns)
     return _boxed(lines, widths, bool(head))
+
+
+def _fitted(widths: list[int], columns: int) -> list[int]:
+    """Widths of which the largest gives way until the table fits, but not below 12 characters."""
+    excess = sum(widths) + 3 * len(widths) + 1 - columns
+    widest = max(range(len(widths)), key=widths.__getitem__, default=0)
+    if excess <= 0:
+        return widths
+    return [max(width - excess, 12) if number == widest else width for number, width in enumerate(widths)]
 
 
 def _boxed(lines: list[list[str]], widths: list[int], has_head: bool) -> str:
@@ -148,8 +165,17 @@ def _boxed(lines: list[list[str]], widths: list[int], has_head: bool) -> str:
     for number, cells in enumerate(lines):
         if number:
             out.append(rule(chars[1] if has_head and number == 1 else chars[2]))
-        out.append(bar + bar.join(f" {text.ljust(width)} " for text, width in zip(cells, widths, strict=True)) + bar)
+        wrapped = [_wrapped(text, width) for text, width in zip(cells, widths, strict=True)]
+        for parts in zip_longest(*wrapped, fillvalue=""):
+            padded = (f" {text.ljust(width)} " for text, width in zip(parts, widths, strict=True))
+            out.append(bar + bar.join(padded) + bar)
     return "\n".join([*out, rule(chars[3])])
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    if len(text) <= width:
+        return [text]
+    return [text[start : start + width] for start in range(0, len(text), width)]
 
 
 def columns(spec: Sequence[tuple[str, int]], rows: Sequence[Sequence[object]], *, header: bool = True) -> str:
