@@ -18,7 +18,8 @@ def boot_order(build: Build) -> None:
         Refused: a device that the guest does not have, or that cannot be booted from.
     """
     boot = build.options.boot
-    order = _modern(build, boot.order) if boot and boot.order is not None else _legacy(build)
+    legacy = _legacy(build)
+    order = _modern(build, boot.order) if boot and boot.order is not None else legacy
     by_alias = {_alias(device): device for device in build.devices.children}
     for number, key in enumerate(order, 1):
         device = by_alias[buses.alias(key)]
@@ -40,10 +41,10 @@ def _modern(build: Build, order: list[str]) -> list[str]:
 
 def _legacy(build: Build) -> list[str]:
     """The order of old configurations: letters for kinds of devices, and one disk named by ``bootdisk``."""
-    boot = build.options.boot
+    boot, disk = build.options.boot, build.options.bootdisk
     found = drives(build)
     kinds = {
-        "c": [key for key in found if not is_cdrom(found[key]) and key == build.options.bootdisk],
+        "c": [key for key in found if not is_cdrom(found[key]) and key == disk],
         "d": [key for key in found if is_cdrom(found[key])],
         "n": [f"net{index}" for index in sorted(build.options.net)],
         "a": [],

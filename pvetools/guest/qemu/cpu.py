@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pvetools.guest.qemu import firmware
 from pvetools.guest.qemu.build import Build, number_set, refuse
 from pvetools.guest.qemu.element import Element
 from pvetools.options.cpu import NumaNode
@@ -77,8 +78,8 @@ def _flags(build: Build, cpu: Element) -> None:
     if options.cpu and options.cpu.flags:
         flags |= {word[1:]: word[0] == "+" for word in options.cpu.flags.split(";")}
     for name, wanted in flags.items():
-        if name.startswith("hv-"):
-            raise refuse("cpu", f"flags={'+' if wanted else '-'}{name}", "Hyper-V flags follow from ostype")
+        if name in firmware.HYPERV_FLAGS:
+            continue
         cpu.add("feature", policy="require" if wanted else "disable", name=name)
     if options.cpu and options.cpu.phys_bits:
         host = options.cpu.phys_bits == "host"

@@ -78,14 +78,25 @@ def define(options: QemuOptions, place: Place) -> Domain:
         watched, place, firmware.is_q35(watched.machine), Element("domain", type="kvm" if watched.kvm else "qemu"),
         Element("devices"), [], [],
     )  # fmt: skip
-    for part in PARTS:
-        part(build)
+    _run_parts(build)
     paused = bool(watched.freeze)
     _check_all_read(options, seen)
     build.domain.append(build.devices)
     if build.arguments:
         _append_arguments(build)
     return Domain(build.domain.serialise(), paused, build.warnings)
+
+
+def _run_parts(build: Build) -> None:
+    """Write every part; what cannot be served is reported together."""
+    errors: list[str] = []
+    for part in PARTS:
+        try:
+            part(build)
+        except Refused as error:
+            errors.append(str(error))
+    if errors:
+        raise Refused("\n".join(errors))
 
 
 def _check_all_read(options: QemuOptions, seen: set[str]) -> None:

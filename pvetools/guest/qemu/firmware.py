@@ -11,6 +11,8 @@ from pvetools.options.qemu import Machine
 _WITHOUT_HPET = ("l26", "win7", "win8", "win10", "win11", "w2k8", "wvista")
 _HYPERV = ("relaxed", "vapic", "vpindex", "runtime", "synic", "stimer", "reset", "ipi")
 _HYPERV_OLD = ("relaxed", "vapic")
+# CPU flags of Proxmox VE that are Hyper-V features for libvirt
+HYPERV_FLAGS = {"hv-tlbflush": "tlbflush", "hv-evmcs": "evmcs"}
 
 
 def machine_type(text: str | None) -> str:
@@ -81,11 +83,15 @@ def _hyperv(build: Build) -> None:
     """The enlightenments that a Windows understands."""
     options = build.options
     vendor = options.cpu.hv_vendor_id if options.cpu else None
+    flags = ((options.cpu and options.cpu.flags) or "").split(";")
+    wanted = [name for flag, name in HYPERV_FLAGS.items() if f"+{flag}" in flags]
     if not build.windows or (options.cpu and options.cpu.hidden and not vendor):
+        if wanted:
+            raise refuse("cpu", f"flags={';'.join(flags)}", "Hyper-V flags need a Windows as ostype")
         return
     top = build.domain.one("features").add("hyperv", mode="custom")
     names = _HYPERV_OLD if options.ostype in OLD_WINDOWS else _HYPERV
-    for name in names:
+    for name in (*names, *wanted):
         top.add(name, state="on")
     top.add("spinlocks", state="on", retries=8191)
     if vendor:

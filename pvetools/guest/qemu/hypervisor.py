@@ -8,7 +8,7 @@ import os
 import re
 import select
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -170,18 +170,51 @@ def _find(vmid: int) -> libvirt.virDomain | None:
 # -- life of a domain --------------------------------------------------------------------------------------------------
 
 
-def create(vmid: int, xml: str, *, paused: bool = False) -> None:
+def create(vmid: int, xml: str, *, paused: bool = False, timeout: float | None = None) -> None:
     """Start a transient domain.
 
+    Args:
+        vmid: the guest.
+        xml: its definition.
+        paused: leave the processors stopped.
+        timeout: seconds after which the start is given up; None leaves it to libvirt.
+
     Raises:
-        Hypervisor: with the words of libvirt or QEMU.
+        Hypervisor: with the words of libvirt or QEMU. PveError: time-out; nothing runs then.
     """
     import libvirt
 
     connection = connect()
     flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
-    with _reported(f"start of VM {vmid} failed"):
-        connection.createXML(xml, flags)
+    if timeout is None:
+        with _reported(f"start of VM {vmid} failed"):
+            connection.createXML(xml, flags)
+    else:
+        _create_in_time(vmid, lambda: connection.createXML(xml, flags), timeout)
+
+
+def _create_in_time(vmid: int, call: Callable[[], object], timeout: float) -> None:
+    """Start in a thread of its own: the call into libvirt itself cannot be interrupted."""
+    import threading
+
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with _reported(f"start of VM {vmid} failed"):
+                call()
+        except PveError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        with contextlib.suppress(PveError):
+            destroy(vmid)
+        raise PveError(f"start of VM {vmid} failed: got timeout after {timeout:g} seconds")
+    for failure in failures:
+        raise failure
 
 
 def check(vmid: int, xml: str) -> list[str]:

@@ -1,0 +1,114 @@
+"""Values of disk options: new volumes are allocated, imported ones filled, existing ones checked."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from pvetools.guest.common.kind import Making
+from pvetools.guest.qemu import buses, host, image
+from pvetools.guest.qemu.disks import is_cdrom
+from pvetools.guest.qemu.image import Image
+from pvetools.storage import volumes
+from pvetools.system import log
+from pvetools.system.errors import NotFound, ParamErrors, PveError, Refused
+from pvetools.system.units import GIB, KIB
+
+_NEW = re.compile(r"([a-zA-Z][a-zA-Z0-9._-]*[a-zA-Z0-9]):([0-9]+(?:\.[0-9]+)?)")
+_CLOUD_INIT = re.compile(r"[^:]+:cloudinit")
+
+
+def make_volume(making: Making) -> str:
+    """The text to store for a disk option.
+
+    Raises:
+        PveError: what is missing or cannot be done, naming the option.
+    """
+    key, drive = making.key, making.value
+    if key == "vmstate":
+        return str(drive)
+    if _CLOUD_INIT.fullmatch(drive.file):
+        raise Refused(f"{key}: {drive.file}: cloud-init drives are not supported yet")
+    new = _NEW.fullmatch(drive.file)
+    if new:
+        return _new_volume(making, new[1], float(new[2]))
+    if getattr(drive, "import_from", None):
+        raise ParamErrors({key: "import-from fills new volumes: give STORAGE:0,import-from=SOURCE"})
+    return _existing(key, drive)
+
+
+def _new_volume(making: Making, storage: str, gib: float) -> str:
+    key, drive = making.key, making.value
+    if not buses.split(key):
+        raise Refused(f"{key}: {drive.file}: allocating this kind of volume is not supported yet")
+    if is_cdrom(drive):
+        raise ParamErrors({key: f"'{drive.file}' asks for a new volume, but a CD-ROM drive takes an ISO image or none"})
+    size = -(-int(gib * GIB) // KIB) * KIB
+    if drive.import_from:
+        volid, size = import_image(making.vmid, drive.import_from, storage, making.undo, size, drive.format_)
+    elif not size:
+        raise ParamErrors({key: f"'{drive.file}': a new disk needs a size in GiB larger than 0"})
+    else:
+        volid = _allocate(making.vmid, storage, size, drive.format_, making.undo)
+    log.emit(f"{key}: successfully created disk '{volid},size={size // GIB if size % GIB == 0 else gib:g}G'")
+    return str(drive.replaced(file=volid, size=size, import_from=None, format_=None).format())
+
+
+def _allocate(vmid: int, storage: str, size: int, form: str | None, undo: ExitStack) -> str:
+    volid = volumes.alloc(storage, vmid, size, format=form or "")
+    undo.callback(volumes.free, volid, missing_ok=True)
+    return volid
+
+
+def import_image(
+    vmid: int, source: str, storage: str, undo: ExitStack, size: int = 0, form: str | None = None
+) -> tuple[str, int]:
+    """Copy an image into a new volume of at least ``size`` bytes.
+
+    Returns:
+        The volume's id and size; its freeing is on the undo stack.
+
+    Raises:
+        PveError: no such image, no space, no such storage.
+    """
+    found = _import_source(source)
+    size = max(size, -(-found.size // KIB) * KIB)
+    volid = _allocate(vmid, storage, size, form, undo)
+    target = volumes.source(volid)
+    image.convert(found, target.path, target.format)
+    return volid, size
+
+
+def _import_source(source: str) -> Image:
+    """The image behind a path or a volume id."""
+    if source.startswith("/"):
+        return image.foreign(Path(source))
+    content = volumes.parse(source).content
+    found = volumes.source(source)
+    if content == "import":
+        return image.foreign(found.path)
+    if content != "images":
+        raise Refused(f"import-from: '{source}' is of content type '{content}', expected images or import")
+    return Image(found.path, found.format, volumes.info(source).size)
+
+
+def _existing(key: str, drive: Any) -> str:
+    """Check what is attached and note its size."""
+    if drive.file in ("none", "cdrom"):
+        return str(drive.format())
+    if drive.file.startswith("/"):
+        host.source(key, drive)
+        return str(drive.format())
+    try:
+        if buses.split(key) or key == "cdrom":
+            host.source(key, drive)
+        size = volumes.info(drive.file).size
+    except NotFound as error:
+        raise NotFound(f"{key}: {error}") from None
+    except ParamErrors:
+        raise
+    except PveError as error:
+        raise ParamErrors({key: str(error)}) from None
+    return str((drive.replaced(size=size) if "size" in type(drive).FIELDS else drive).format())

@@ -1,0 +1,80 @@
+"""Disk images: what a file is, and copying one into another with ``qemu-img``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from pvetools.storage import images
+from pvetools.system import log, run
+from pvetools.system.errors import NotFound, PveError, RunError
+from pvetools.system.units import human_size
+
+_MAGIC = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"COWD": "vmdk"}
+_SUFFIXES = {".qcow2": "qcow2", ".vmdk": "vmdk", ".raw": "raw"}
+_PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
+_STEP = 10.0  # percent between two lines of progress
+
+
+class Image(NamedTuple):
+    """An image that exists: where, in which format, and how many bytes its disk has."""
+
+    path: Path
+    format: str
+    size: int
+
+
+def foreign(path: Path) -> Image:
+    """An image of unknown origin. The suffix tells its format, else the first bytes.
+
+    Raises:
+        NotFound: no such file. Refused: it would read other files of the host. PveError: damaged.
+    """
+    try:
+        form = _SUFFIXES.get(path.suffix) or _by_magic(path)
+        return Image(path, form, images.check_foreign(path, form).size)
+    except OSError as error:
+        raise NotFound(f"can't read '{path}': {error.strerror}") from None
+
+
+def _by_magic(path: Path) -> str:
+    with path.open("rb") as file:
+        return _MAGIC.get(file.read(4), "raw")
+
+
+def convert(source: Image, target: Path, form: str) -> None:
+    """Copy an image into an existing one of at least its size; tells how far it is.
+
+    Raises:
+        RunError: with the words of qemu-img.
+    """
+    words = ["qemu-img", "convert", "-p", "-n", "-f", source.format, "-O", form, str(source.path), str(target)]
+    process = run.popen(words, stdout=run.PIPE, stderr=run.PIPE)
+    try:
+        _show_progress(process, source.size)
+        said = process.stderr.read() if process.stderr else b""
+        code = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+    if code:
+        raise RunError(words, code, said.decode("utf-8", "replace"))
+
+
+def _show_progress(process: run.Process, size: int) -> None:
+    if process.stdout is None:
+        raise PveError("qemu-img has no output")
+    shown, rest = -_STEP, b""
+    while chunk := process.stdout.read1(4096):  # type: ignore[attr-defined]
+        found = _PROGRESS.findall(rest + chunk)
+        rest = (rest + chunk)[-32:]
+        percent = float(found[-1]) if found else shown
+        if percent >= shown + _STEP or (percent >= 100 > shown):
+            shown = percent
+            log.emit(f"transferred {human_size(int(size * percent / 100))} of {human_size(size)} ({percent:.2f}%)")
