@@ -8,6 +8,7 @@ afterwards leaves nothing on the host.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import subprocess
 import time
@@ -125,10 +126,14 @@ def _hand_down(group: Path) -> list[tuple[Path, str]]:
     return changed
 
 
-def join(groups: list[Path]) -> None:
-    """Move the calling process into the groups."""
+def enter(groups: list[Path]) -> None:
+    """Move the calling process into the groups and make them the roots of all that it sees."""
     for group in groups:
-        (group / "cgroup.procs").write_text(str(os.getpid()))
+        (group / "cgroup.procs").write_text("0")
+    clone_newcgroup = 0x02000000
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(clone_newcgroup):
+        raise OSError(ctypes.get_errno(), "no cgroup namespace")
 
 
 def remove(groups: Groups, timeout: float = 10.0) -> list[Path]:

@@ -66,7 +66,7 @@ def missing() -> str | None:
 
 
 def _namespaces() -> list[str]:
-    return ["--fork", "--pid", "--mount", "--net", "--ipc", "--uts", "--cgroup", "--mount-proc"]
+    return ["--fork", "--pid", "--mount", "--net", "--ipc", "--uts", "--mount-proc"]
 
 
 # ---------------------------------------------------------------- the supervisor, on the host
@@ -84,6 +84,7 @@ def supervise(command: Sequence[str], *, libvirt: bool = True, keep: bool = Fals
             MARK: "1",
             "TMPDIR": str(scratch),
             "PVETOOLS_SANDBOX_LIBVIRT": "1" if libvirt else "0",
+            "PVETOOLS_SANDBOX_GROUPS": ":".join(map(str, groups.paths)),
             "PVETOOLS_SANDBOX_CWD": str(Path.cwd()),
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         }
@@ -102,7 +103,7 @@ def supervise(command: Sequence[str], *, libvirt: bool = True, keep: bool = Fals
             ],
             env=environment,
             cwd=REPOSITORY,
-            preexec_fn=lambda: _enter_child(groups),
+            preexec_fn=_die_with_parent,
         )
         undo.callback(_bury, child)
         _pass_on_signals(child)
@@ -110,9 +111,8 @@ def supervise(command: Sequence[str], *, libvirt: bool = True, keep: bool = Fals
     return status if status >= 0 else 128 - status
 
 
-def _enter_child(groups: cgroups.Groups) -> None:
-    """Between fork and exec: join the groups; die with the supervisor, even when it is killed."""
-    cgroups.join(groups.paths)
+def _die_with_parent() -> None:
+    """Between fork and exec: end with the supervisor, even when it is killed."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
@@ -182,6 +182,7 @@ def sweep() -> None:
 def furnish(libvirt: bool) -> None:
     """Mounts, network and daemons, from within the new namespaces."""
     layout = cgroups.hierarchies()
+    cgroups.enter([Path(group) for group in os.environ.pop("PVETOOLS_SANDBOX_GROUPS").split(":") if group])
     _run("mount", "-t", "sysfs", "sysfs", "/sys")
     cgroups.mount_inside(layout)
     _run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")

@@ -119,7 +119,7 @@ def test_an_unprivileged_container_starts_with_a_memory_limit_and_an_address(roo
     limit = f"{key} = 268435456" if limited else ""
     (home / "101/config").write_text(CONTAINER.format(home=home, limit=limit))
     out("lxc-start", "-P", home, "-n", "101", "-l", "INFO", "-o", home / "log")
-    assert reachable("10.99.0.101")
+    assert reachable("10.99.0.101", 60)
     assert "VERSION_ID" in out("lxc-attach", "-P", home, "-n", "101", "--", "cat", "/etc/os-release")
     if limited:
         assert out("lxc-cgroup", "-P", home, "-n", "101", key.split(".", 2)[2]).strip() == "268435456"
