@@ -21,7 +21,6 @@ NECESSARY = {
     "qemu-system-x86_64": ("qemu-system-x86", "virtual machines"),
     "qemu-img": ("qemu-utils", "disk images"),
     "lxc-start": ("lxc", "containers"),
-    "newuidmap": ("uidmap", "unprivileged containers"),
     "mkfs.ext4": ("e2fsprogs", "containers' disks"),
     "losetup": ("mount", "containers' disks"),
     "ip": ("iproute2", "network"),
