@@ -10,10 +10,12 @@ SATA controllers and the other emulated network cards.
 from __future__ import annotations
 
 import lzma
+import os
 import re
 import shutil
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from tests.sandbox import cache, template
 
 MARKER = "pvetools-guest ready"
 MIB = 1024 * 1024
+DAY = 86400
 BOOT_SIZE = 31 * MIB
 DATA_SIZE = 32 * MIB
 PACKAGES = {
@@ -70,14 +73,27 @@ INIT = Path(__file__).with_name("guest_init.sh")
 
 
 def build(kernel: str = "cloud") -> Path:
-    """The image for a kernel flavour, from the cache or made now (needs the package mirror then)."""
+    """The image for a kernel flavour, from the cache or made now (needs the package mirror then).
+
+    An image of this builder that is younger than a day is taken without asking apt for a newer kernel.
+    """
+    builder = cache.key(Path(__file__).read_bytes(), INIT.read_bytes())
+    for found in cache.directory().glob(f"{_kind(kernel)}_{builder}-*_amd64.raw"):
+        if time.time() - found.stat().st_mtime < DAY:
+            return found
     names = kernel_packages(kernel)
-    tag = cache.key(*names, versions(names), Path(__file__).read_bytes(), INIT.read_bytes())
 
     def make(target: Path, workspace: Path) -> None:
         _build(target, workspace, names, MODULES[kernel])
 
-    return cache.obtain(f"vm-{kernel}_{tag}_amd64.raw", make)
+    made = cache.obtain(f"{_kind(kernel)}_{builder}-{cache.key(versions(names))}_amd64.raw", make)
+    os.utime(made)
+    return made
+
+
+def _kind(kernel: str) -> str:
+    info = template.release()
+    return f"vm-{info['ID']}-{info['VERSION_ID']}-{kernel}"
 
 
 def newest(kernel: str = "cloud") -> Path:
@@ -85,7 +101,7 @@ def newest(kernel: str = "cloud") -> Path:
 
     For use inside of the sandbox, where no package mirror can be reached.
     """
-    found = sorted(cache.directory().glob(f"vm-{kernel}_*_amd64.raw"), key=lambda path: path.stat().st_mtime)
+    found = sorted(cache.directory().glob(f"{_kind(kernel)}_*_amd64.raw"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise cache.NotAvailable(f"no {kernel} image in {cache.directory()}: run python -m tests.sandbox.assets")
     return found[-1]
