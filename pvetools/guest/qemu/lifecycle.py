@@ -22,7 +22,6 @@ class StartOptions(NamedTuple):
     paused: bool = False
     timeout: float | None = None
     machine: str = ""
-    paused: bool = False  # with the processors stopped: for a backup that begins before the guest runs
 
 
 AS_CONFIGURED = StartOptions()
