@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -79,11 +80,7 @@ class Console:
         self._gone = False
 
     def take(self, line: str) -> None:
-        """Write one line; when nobody reads any more the job is interrupted, once.
-
-        Raises:
-            KeyboardInterrupt: the reader is gone (``vzdump | head``).
-        """
+        """Write one line; when nobody reads any more (``vzdump | head``) the job is asked to end, once."""
         if self._gone or (self._quiet and not line.startswith("ERROR: ")):
             return
         try:
@@ -91,7 +88,7 @@ class Console:
             sys.stderr.flush()
         except BrokenPipeError:
             self._gone = True
-            raise KeyboardInterrupt from None
+            signal.raise_signal(signal.SIGTERM)  # held back while something is cleaned up
 
 
 def logged(argv: Sequence[str]) -> None:

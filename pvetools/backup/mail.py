@@ -29,6 +29,7 @@ class Result:
     filename: str = ""
     reason: str = ""
     log: Path | None = None
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

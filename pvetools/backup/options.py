@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pvetools.backup import joblog, notes, retention
+from pvetools.backup.tar import STANDARD_EXCLUDES
 from pvetools.options.backup import Fleecing, Performance, PruneBackups, VzdumpDefaults, VzdumpOptions
 from pvetools.system import files, paths
 from pvetools.system.errors import ParamErrors, PveError, Refused
 
 DEFAULT_STORAGE = "local"
-STANDARD_EXCLUDES = ("/tmp/?*", "/var/tmp/?*", "/var/run/?*.pid")  # noqa: S108 - patterns
+
 _LINE = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*:\s*(.*?)\s*")
 
 

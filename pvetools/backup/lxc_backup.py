@@ -1,0 +1,249 @@
+"""Backup of a container: its files as a tar archive, numbered as the container sees their owners.
+
+A stopped container's volumes are mounted in a namespace of their own. A running one is copied twice, the second time
+frozen, so that it is away only for what changed in between; the copy is archived.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pvetools.backup import joblog, tar
+from pvetools.backup.guestrun import ModeFailure, Run
+from pvetools.backup.journal import Journal
+from pvetools.config.guest import GuestConfig
+from pvetools.guest.lxc import idmap, lifecycle, mounts, running, runtime
+from pvetools.guest.lxc.idmap import IdMap
+from pvetools.options.lxc import LxcOptions
+from pvetools.system import files, lock, paths
+from pvetools.system import run as programs
+from pvetools.system.errors import PveError, RunError
+
+# File systems on which the work folder may lie beside the archives, as Proxmox VE has it.
+_SHARED_WORK = ("ext3", "nfs", "nfs4", "reiserfs", "xfs")
+_NFS = ("nfs", "nfs4")
+_NOT_STORED = ("lock", "parent", "snapshots")
+# rsync: files that vanished while they were copied
+_VANISHED = 24
+
+
+class Point(NamedTuple):
+    """A volume that goes into the archive: ``rootfs`` or ``mpN``, and its path inside."""
+
+    key: str
+    path: str
+
+
+def points(options: LxcOptions) -> tuple[list[Point], list[str]]:
+    """Volumes to archive, and what to tell about all of them."""
+    included = [Point("rootfs", "/")]
+    said = ["including mount point rootfs ('/') in backup"]
+    for index, point in sorted(options.mp.items()):
+        key, reason = f"mp{index}", ""
+        if point.volume.startswith("/dev/"):
+            reason = "excluding device mount point {} ('{}') from backup (not a volume)"
+        elif point.volume.startswith("/"):
+            reason = "excluding bind mount point {} ('{}') from backup (not a volume)"
+        elif not point.backup:
+            reason = "excluding volume mount point {} ('{}') from backup (disabled)"
+        else:
+            reason = "including mount point {} ('{}') in backup"
+            included.append(Point(key, point.mp))
+        said.append(reason.format(key, point.mp))
+    return included, said
+
+
+def in_namespace(outside: Path) -> tuple[list[str], Path]:
+    """Words that bring a command into the mount namespace behind ``/proc/PID/root/...``, and the path there.
+
+    As the container's root a command could not walk through ``/proc/PID/root``.
+    """
+    holder = outside.parts[2]
+    return ["nsenter", f"--mount=/proc/{holder}/ns/mnt", "--"], Path("/", *outside.parts[4:])
+
+
+def file_system(folder: Path) -> str:
+    """Type of the file system that a folder lies on, as ``df`` calls it."""
+    lines = programs.run(["df", "-P", "-T", folder]).stdout.splitlines()
+    return lines[-1].split()[1]
+
+
+def stored_config(current: GuestConfig) -> str:
+    """What goes into the archive as ``pct.conf``: the current part, in canonical form."""
+    section = current.current.copy()
+    for key in _NOT_STORED:
+        section.pop(key, None)
+    return GuestConfig("lxc", current.vmid, current.path, current=section).canonical()
+
+
+class LxcEngine:
+    """What containers supply to the frame of a backup."""
+
+    def __init__(self) -> None:
+        self._options = LxcOptions()
+        self._ids = IdMap()
+        self._points: list[Point] = []
+        self._frozen = False
+
+    def name(self, current: GuestConfig) -> str:
+        """The container's host name."""
+        return current.current.get("hostname", f"CT{current.vmid}")
+
+    def is_running(self, vmid: int) -> bool:
+        """Whether the container runs (frozen counts)."""
+        return running.is_running(vmid)
+
+    def needs_local_work(self, folder: Path) -> str:
+        """Copies of containers need a file system that keeps all attributes."""
+        found = file_system(folder)
+        return "" if found in _SHARED_WORK else f"filesystem type on dumpdir is '{found}'"
+
+    def prepare(self, run: Run) -> None:
+        """Choose the volumes and tell which."""
+        self._options = lifecycle.options_of(run.config)
+        self._ids = idmap.of(run.config.current, run.config.lxc)
+        self._points, said = points(self._options)
+        for line in said:
+            joblog.info(line)
+        if run.mode == "snapshot":
+            raise ModeFailure("mode failure - some volumes do not support snapshots")
+
+    def archive(self, run: Run) -> None:
+        """Bring the container into the state that the mode asks for, and write the archive."""
+        for pattern in tar.useless_excludes(run.settings.excludes):
+            joblog.warn(f"exclude pattern '{pattern}' ends with a slash and matches nothing")
+        run.hook("backup-start")
+        if run.mode == "suspend":
+            tree = self._copy_twice(run)
+            self._pack(run, tree, ["./"], ())
+            return
+        if run.running:
+            self._stop(run)
+        with self._mounted(run) as (prefix, tree):
+            sources = [f".{point.path.rstrip('/')}/" if point.path == "/" else f"./{point.path.strip('/')}"
+                       for point in self._points]  # fmt: skip
+            self._pack(run, tree, sources, run.settings.excludes, prefix)
+
+    # -- stop mode -------------------------------------------------------------------------------------------------
+
+    def _stop(self, run: Run) -> None:
+        joblog.info("stopping virtual guest")
+        run.went_away()
+        run.hook("pre-stop")
+        with lock.guest_lock(run.vmid):
+            if running.is_running(run.vmid):
+                lifecycle.halt(run.vmid, run.settings.options.stopwait * 60)
+
+    @contextlib.contextmanager
+    def _mounted(self, run: Run) -> Iterator[tuple[list[str], Path]]:
+        """The volumes as one tree: words that bring a command into their namespace, and the path there."""
+        chosen = {int(point.key[2:]) for point in self._points if point.key != "rootfs"}
+        options = self._options.replaced(mp={index: self._options.mp[index] for index in chosen} or None)
+        with mounts.mounted(run.vmid, options, self._ids) as outside:
+            yield in_namespace(outside)
+
+    # -- suspend mode ----------------------------------------------------------------------------------------------
+
+    def _copy_twice(self, run: Run) -> Path:
+        """Copy the running container's files, then once more while it is frozen."""
+        tree = run.work / "tree"
+        tree.mkdir()
+        source = Path(f"/proc/{runtime.init_pid(run.vmid)}/root")
+        self._sync(run, source, tree, "first")
+        joblog.info("suspending guest")
+        run.went_away()
+        run.hook("pre-stop")
+        if runtime.state(run.vmid) != "FROZEN":
+            run.journal.note(suspended=True)
+            self._frozen = True
+            runtime.freeze(run.vmid)
+        self._sync(run, source, tree, "final")
+        joblog.info("resuming guest")
+        run.hook("pre-restart")
+        self._thaw(run)
+        run.hook("post-restart")
+        run.back_online()
+        return tree
+
+    def _thaw(self, run: Run) -> None:
+        if self._frozen:
+            runtime.thaw(run.vmid)
+            self._frozen = False
+            run.journal.note(suspended=False)
+
+    def _sync(self, run: Run, source: Path, tree: Path, which: str) -> None:
+        joblog.info(f"starting {which} sync {source}/ to {tree}")
+        began = time.monotonic()
+        try:
+            joblog.logged(self._rsync(run, source, tree))
+        except RunError as error:
+            if error.code != _VANISHED:
+                raise PveError(f"copying the container failed: rsync ended with status {error.code}") from error
+        joblog.info(f"{which} sync finished ({round(time.monotonic() - began)} seconds)")
+
+    def _rsync(self, run: Run, source: Path, tree: Path) -> list[str]:
+        words = [
+            "rsync", "--stats", "-h", "-aH", "--numeric-ids", "--delete", "--no-whole-file", "--sparse",
+            "--one-file-system", "--relative",
+        ]  # fmt: skip
+        if file_system(tree) in _NFS:
+            joblog.info("temporary directory is on NFS, disabling xattr and acl support")
+        else:
+            words += ["-X", "-A"]
+        if run.settings.options.bwlimit:
+            words.append(f"--bwlimit={run.settings.options.bwlimit}")
+        words += [f"--exclude={pattern}" for pattern in run.settings.excludes]
+        words += [f"{source}/.{point.path.rstrip('/')}/" for point in self._points]
+        return [*words, str(tree)]
+
+    # -- archive ---------------------------------------------------------------------------------------------------
+
+    def _pack(
+        self, run: Run, tree: Path, sources: list[str], excludes: tuple[str, ...], prefix: list[str] | None = None
+    ) -> None:
+        """Write the archive: the configuration first, then the tree."""
+        folder = self._config_folder(run)
+        id_map = [tar.IdRange(entry.kind, entry.inside, entry.outside, entry.count) for entry in self._ids.entries]
+        argv = tar.create_command(folder, tree, sources=sources, excludes=excludes, id_map=id_map)
+        with run.output() as fd:
+            limit = run.settings.options.bwlimit * 1024
+            tar.create(fd, [*(prefix or []), *argv], limit=limit, log=joblog.info)
+
+    def _config_folder(self, run: Run) -> Path:
+        """The members ``etc/vzdump/pct.conf`` and ``pct.fw``, readable for the container's root."""
+        folder = run.work / "config"
+        inner = folder / "etc/vzdump"
+        inner.mkdir(parents=True)
+        rules = files.read_text(paths.firewall_config(run.vmid)) or ""
+        for name, text in (("pct.conf", stored_config(run.config)), ("pct.fw", rules)):
+            (inner / name).write_text(text, "utf-8", "surrogateescape")
+        run.work.chmod(0o711)
+        for path in (folder, folder / "etc", inner, inner / "pct.conf", inner / "pct.fw"):
+            os.chown(path, *self._ids.root)
+        return folder
+
+    # -- afterwards ------------------------------------------------------------------------------------------------
+
+    def restore_state(self, run: Run) -> None:
+        """Start or thaw the container, where it was stopped or frozen for the backup."""
+        if run.stopped_at is None:
+            return
+        run.hook("pre-restart")
+        if self._frozen:
+            joblog.info("resume vm")
+            self._thaw(run)
+        elif not running.is_running(run.vmid):
+            joblog.info("restarting vm")
+            lifecycle.start(run.vmid)
+        run.hook("post-restart")
+        run.back_online()
+
+    def clean_up(self, left: Journal) -> None:
+        """Thaw a container that a killed backup left frozen."""
+        if left.suspended and running.is_running(left.vmid) and runtime.state(left.vmid) == "FROZEN":
+            runtime.thaw(left.vmid)
