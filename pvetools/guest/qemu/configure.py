@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -14,16 +13,11 @@ from pvetools.guest.common.edit import Change
 from pvetools.guest.qemu import boot, hypervisor
 from pvetools.guest.qemu.build import WINDOWS
 from pvetools.guest.qemu.kind import QEMU
+from pvetools.network import mac
 from pvetools.options.qemu import Boot, QemuOptions, Smbios
 from pvetools.system.errors import ParamErrors
 
-MAC_PREFIX = "BC:24:11"
 Options = TypeVar("Options", bound=QemuOptions)
-
-
-def random_mac() -> str:
-    """A MAC address of the range that Proxmox VE uses."""
-    return MAC_PREFIX + "".join(f":{byte:02X}" for byte in os.urandom(3))
 
 
 def random_uuid() -> str:
@@ -42,7 +36,7 @@ def completed(options: Options) -> Options:
     changes: dict[str, Any] = {}
     if options.net:
         changes["net"] = {
-            index: nic if nic.macaddr else nic.replaced(macaddr=random_mac()) for index, nic in options.net.items()
+            index: nic if nic.macaddr else nic.replaced(macaddr=mac.generate()) for index, nic in options.net.items()
         }
     if options.vmgenid == "1":
         changes["vmgenid"] = random_uuid()

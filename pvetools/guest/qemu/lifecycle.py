@@ -167,6 +167,17 @@ def _uses_agent(current: GuestConfig) -> bool:
         return False
 
 
+def end_shutdowns(vmid: int) -> None:
+    """End shutdown tasks of a guest that still wait for it."""
+    from pvetools.system import task
+
+    for entry in task.active():
+        upid = entry.upid
+        if upid.type in ("qmshutdown", "qmreboot") and upid.id == str(vmid) and task.is_alive(upid):
+            log.emit(f"ending task {upid}")
+            task.stop(upid)
+
+
 def reboot(vmid: int, *, timeout: float | None = None) -> None:
     """Shut a running guest down and start it again, with its pending changes in force.
 
