@@ -1,0 +1,300 @@
+"""Storages and their content."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pvetools.api.common import DigestParam, NodeParams
+from pvetools.api.tree import NULL, method
+from pvetools.options.storage import TYPES, StorageOptions
+from pvetools.schema import formats
+from pvetools.schema.core import Record, field
+from pvetools.schema.kinds import boolean, choice, listing, string
+
+_ALLOCATE = ("/storage", "Datastore.Allocate")
+_AUDIT = ("/storage/{storage}", "Datastore.Audit", "Datastore.AllocateSpace")
+_BYTES = {"type": "integer", "optional": 1, "renderer": "bytes"}
+_FLAG = {"type": "boolean", "optional": 1}
+_STATUS = {
+    "storage": {"type": "string"},
+    "type": {"type": "string"},
+    "content": {"type": "string"},
+    **dict.fromkeys(("active", "enabled", "shared", "select_existing"), _FLAG),
+    **dict.fromkeys(("total", "used", "avail"), _BYTES),
+    "used_fraction": {"type": "number", "optional": 1, "renderer": "fraction_as_percentage"},
+}
+_VOLUME = {
+    "volid": {"type": "string"},
+    "format": {"type": "string"},
+    "size": {"type": "integer", "renderer": "bytes"},
+    "used": _BYTES,
+    "vmid": {"type": "integer", "optional": 1},
+    "ctime": {"type": "integer", "optional": 1, "renderer": "timestamp"},
+    "parent": {"type": "string", "optional": 1},
+    "notes": {"type": "string", "optional": 1},
+    "protected": _FLAG,
+}
+
+# Definitions.
+
+
+class ListParams(Record):
+    """Parameters of ``GET /storage``."""
+
+    type: str | None = field(choice(*TYPES), "Show only storages of this type.")
+
+
+class StorageName(Record):
+    """Methods below ``/storage/{storage}``."""
+
+    storage: str = field(formats.storage_id, "Name of the storage.", required=True)
+
+
+def _defined(name: str) -> dict[str, Any]:
+    from pvetools.storage import definition
+
+    return definition.get(name).as_data()
+
+
+@method("GET", "/storage", ListParams, permission=("user",), returns={"type": "array", "items": {"type": "object"},
+        "links": [{"rel": "child", "href": "{storage}"}]})  # fmt: skip
+def index(p: ListParams) -> list[dict[str, Any]]:
+    """List the storages that are defined."""
+    from pvetools.storage import definition, volumes
+
+    digest = definition.load().digest
+    found = volumes.storages().values()
+    return [{**row.as_data(), "digest": digest} for row in found if p.type in (None, row.type)]
+
+
+@method("GET", "/storage/{storage}", StorageName, permission=_ALLOCATE, returns={"type": "object"})
+def read(p: StorageName) -> dict[str, Any]:
+    """Show the definition of a storage."""
+    from pvetools.storage import definition
+
+    return {**_defined(p.storage), "digest": definition.load().digest}
+
+
+@method("POST", "/storage", StorageOptions, permission=_ALLOCATE, returns={"type": "object"})
+def create(p: StorageOptions) -> dict[str, str]:
+    """Define a storage."""
+    from pvetools.storage import definition
+
+    raw = {key: text for key, text in p.texts().items() if key not in ("storage", "type")}
+    definition.add(p.storage, p.type, raw)
+    return {"storage": p.storage, "type": p.type}
+
+
+class UpdateParams(StorageOptions, DigestParam):
+    """Parameters of ``PUT /storage/{storage}``."""
+
+    delete: list[str] | None = field(listing(formats.config_id), "Options to delete, separated by commas.")
+
+
+UpdateParams.FIELDS = {name: row for name, row in UpdateParams.FIELDS.items() if name != "type"}
+
+
+@method("PUT", "/storage/{storage}", UpdateParams, permission=_ALLOCATE, returns={"type": "object"})
+def update(p: UpdateParams) -> dict[str, str]:
+    """Change the definition of a storage."""
+    from pvetools.storage import definition
+
+    raw = {key: text for key, text in p.texts().items() if key not in ("storage", "delete", "digest")}
+    changed = definition.update(p.storage, raw, p.delete or (), p.digest)
+    return {"storage": changed.id, "type": changed.type}
+
+
+@method("DELETE", "/storage/{storage}", StorageName, permission=_ALLOCATE, returns=NULL)
+def delete(p: StorageName) -> None:
+    """Delete the definition of a storage; its data stays."""
+    from pvetools.storage import definition
+
+    definition.remove(p.storage)
+
+
+# State on this node.
+
+
+class StatusParams(NodeParams):
+    """Parameters of ``GET /nodes/{node}/storage``."""
+
+    storage: str | None = field(formats.storage_id, "Show only this storage.")
+    content: list[str] | None = field(
+        listing(formats.content_type), "Show only enabled storages that may hold one of these content types."
+    )
+    enabled: bool = field(boolean, "Show only enabled storages.", default=False)
+    target: str | None = field(formats.node, "Show only storages that this other node has as well.")
+    format_: bool = field(boolean, "Show also which image formats are possible.", default=False)
+
+
+class NodeStorageParams(NodeParams, StorageName):
+    """Methods below ``/nodes/{node}/storage/{storage}``."""
+
+
+def _row(row: Any) -> dict[str, Any]:
+    found, space = row.definition, row.space
+    data: dict[str, Any] = {
+        "type": found.type,
+        "content": ",".join(sorted(found.content)),
+        "active": int(row.active),
+        "enabled": int(row.enabled),
+        "shared": int(found.shared),
+        **{key: getattr(space, key) if space else 0 for key in ("total", "used", "avail")},
+    }
+    if space and space.total:
+        data["used_fraction"] = space.used / space.total
+    return data
+
+
+def _formats(row: Any) -> dict[str, Any]:
+    kind = TYPES[row.definition.type]
+    default = row.definition.options.format_ or kind.default_format
+    return {
+        "formats": {"supported": sorted(kind.formats), "default": default},
+        "select_existing": int(kind.select_existing),
+    }
+
+
+@method("GET", "/nodes/{node}/storage", StatusParams, permission=("user",),
+        returns={"type": "array", "items": {"type": "object", "properties": _STATUS},
+                 "links": [{"rel": "child", "href": "{storage}"}]})  # fmt: skip
+def status_list(p: StatusParams) -> list[dict[str, Any]]:
+    """Show the storages of the node and how full they are."""
+    from pvetools.storage import volumes
+    from pvetools.system import log
+
+    rows = []
+    for row in volumes.status(p.storage or "", p.content or (), enabled=p.enabled):
+        if p.target and not row.definition.on_node(p.target):
+            continue
+        if row.enabled and not row.active:
+            log.warn(row.reason)
+        rows.append({"storage": row.definition.id, **_row(row), **(_formats(row) if p.format_ else {})})
+    return rows
+
+
+@method("GET", "/nodes/{node}/storage/{storage}/status", NodeStorageParams, permission=_AUDIT,
+        returns={"type": "object", "properties": {k: v for k, v in _STATUS.items() if k != "storage"}})  # fmt: skip
+def status(p: NodeStorageParams) -> dict[str, Any]:
+    """Show how full a storage is."""
+    from pvetools.storage import volumes
+
+    return _row(volumes.status(p.storage)[0])
+
+
+# Volumes.
+
+
+class ContentParams(NodeStorageParams):
+    """Parameters of ``GET /nodes/{node}/storage/{storage}/content``."""
+
+    content: str | None = field(formats.content_type, "Show only volumes of this content type.")
+    vmid: int | None = field(formats.vmid, "Of images and backups, show only those of this guest.")
+
+
+@method("GET", "/nodes/{node}/storage/{storage}/content", ContentParams, permission=_AUDIT,
+        returns={"type": "array", "items": {"type": "object", "properties": _VOLUME},
+                 "links": [{"rel": "child", "href": "{volid}"}]})  # fmt: skip
+def content(p: ContentParams) -> list[dict[str, Any]]:
+    """List the volumes of a storage."""
+    from pvetools.storage import volumes
+
+    found = volumes.list_volumes(p.storage, [p.content] if p.content else (), p.vmid)
+    return [volume.as_data() for volume in found]
+
+
+class AllocParams(NodeStorageParams):
+    """Parameters of ``POST /nodes/{node}/storage/{storage}/content``."""
+
+    vmid: int = field(formats.vmid, "Guest that will own the volume.", required=True)
+    filename: str = field(string(), "Name of the file; empty chooses the next free one.", required=True)
+    size: str = field(string(r"\d+[MG]?"), "Size in KiB, or with the suffix M or G.", required=True)
+    format_: str | None = field(
+        choice("raw", "qcow2", "subvol", "vmdk"),
+        "Image format.",
+        requires="size",
+        note="that of the file name or of the storage",
+    )
+
+
+@method("POST", "/nodes/{node}/storage/{storage}/content", AllocParams,
+        permission=("/storage/{storage}", "Datastore.AllocateSpace"), returns={"type": "string"})  # fmt: skip
+def alloc(p: AllocParams) -> str:
+    """Make a new disk image."""
+    from pvetools.storage import volumes
+    from pvetools.system.units import KIB, parse_size
+
+    size = int(p.size) * KIB if p.size.isdecimal() else parse_size(p.size)
+    held = volumes.get(p.storage).content
+    kind = "rootdir" if "rootdir" in held and "images" not in held else "images"
+    return volumes.alloc(p.storage, p.vmid, size, format=p.format_ or "", name=p.filename, content=kind)
+
+
+class VolumeParams(NodeParams):
+    """Methods below ``/nodes/{node}/storage/{storage}/content/{volume}``."""
+
+    storage: str | None = field(formats.storage_id, "Storage, where the volume is given without it.")
+    volume: str = field(string(complete="volume"), "Volume: its id, or its name on the storage.", required=True)
+
+
+def _volid(p: VolumeParams) -> str:
+    """The volume id; one that names another storage than the path does is refused."""
+    from pvetools.storage import names
+    from pvetools.system.errors import ParamErrors
+
+    if ":" not in p.volume:
+        if not p.storage:
+            raise ParamErrors({"storage": "is needed when the volume is given without its storage"})
+        return f"{p.storage}:{p.volume}"
+    storage, _ = names.split(p.volume)
+    if p.storage not in (None, storage):
+        raise ParamErrors({"storage": f"'{p.storage}' does not match that of volume '{p.volume}'"})
+    return p.volume
+
+
+_VOLUME_PATH = "/nodes/{node}/storage/{storage}/content/{volume:*}"
+
+
+@method("GET", _VOLUME_PATH, VolumeParams, permission=("user",), returns={"type": "object", "properties": _VOLUME})
+def volume_info(p: VolumeParams) -> dict[str, Any]:
+    """Show one volume."""
+    from pvetools.storage import volumes
+
+    volid = _volid(p)
+    found = volumes.info(volid)
+    data: dict[str, Any] = {
+        "path": str(volumes.path(volid)), "size": found.size, "used": found.used, "format": found.format,
+    }  # fmt: skip
+    if found.content == "backup":
+        data |= {"notes": volumes.notes(volid), "protected": int(found.protected)}
+    return data
+
+
+class AttributeParams(VolumeParams):
+    """Parameters of ``PUT /nodes/{node}/storage/{storage}/content/{volume}``."""
+
+    notes: str | None = field(string(), "New notes; empty removes them.")
+    protected: bool | None = field(boolean, "Protect the backup against removal.")
+
+
+@method("PUT", _VOLUME_PATH, AttributeParams, permission=("user",), returns=NULL)
+def update_attributes(p: AttributeParams) -> None:
+    """Change notes and protection of a backup."""
+    from pvetools.storage import volumes
+
+    volid = _volid(p)
+    if p.protected is not None:
+        volumes.protect(volid, p.protected)
+    if p.notes is not None:
+        volumes.set_notes(volid, p.notes)
+
+
+@method("DELETE", _VOLUME_PATH, VolumeParams, permission=("user",), task="imgdel", task_id="storage")
+def free(p: VolumeParams) -> None:
+    """Remove a volume."""
+    from pvetools.storage import volumes
+    from pvetools.system import log
+
+    volid = _volid(p)
+    volumes.free(volid)
+    log.emit(f"Removed volume '{volid}'")

@@ -1,0 +1,37 @@
+"""Storages and their content as text, in the columns of Proxmox VE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def status_table(data: Sequence[Row], params: object, options: object) -> str:
+    """Storages with their space in KiB."""
+    width = max((len(row["storage"]) for row in data), default=0) + 1
+    line = f"{{:{width}}} {{:>10}} {{:>10}} {{:>15}} {{:>15}} {{:>15}} {{:>8}}"
+    lines = [line.format("Name", "Type", "Status", "Total", "Used", "Available", "%")]
+    for row in sorted(data, key=lambda row: str(row["storage"])):
+        share = f"{row['used'] * 100 / row['total'] if row['total'] else 0:.2f}%" if row["enabled"] else "N/A"
+        state = "disabled" if not row["enabled"] else "active" if row["active"] else "inactive"
+        kib = (row[key] // 1024 for key in ("total", "used", "avail"))
+        lines.append(line.format(row["storage"], row["type"], state, *kib, share))
+    return "\n".join(lines)
+
+
+def content_table(data: Sequence[Row], params: object, options: object) -> str:
+    """Volumes with their sizes in bytes."""
+    width = max((len(row["volid"]) for row in data), default=0)
+    digits = max((len(str(row["size"])) for row in data), default=1)
+    line = f"{{:{width}}} {{:7}} {{:9}} {{:>{digits}}} {{}}"
+    lines = [line.format("Volid", "Format", "Type", "Size", "VMID")]
+    for row in data:
+        lines.append(line.format(row["volid"], row["format"], row["content"], row["size"], row.get("vmid", "")))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def created(data: str, params: object, options: object) -> str:
+    """The volume that was made."""
+    return f"successfully created '{data}'"
