@@ -101,9 +101,10 @@ def compressing(out: int, argv: Sequence[str]) -> Iterator[int]:
         return
     import tempfile
 
+    from pvetools.backup.streams import pipe
     from pvetools.system.run import popen
 
-    with tempfile.TemporaryFile() as errors, _pipe() as (outlet, inlet):
+    with tempfile.TemporaryFile() as errors, pipe() as (outlet, inlet):
         process = popen(argv, stdin=outlet.fileno(), stdout=out, stderr=errors)
         outlet.close()
         broken = False
@@ -119,14 +120,6 @@ def compressing(out: int, argv: Sequence[str]) -> Iterator[int]:
         if code or broken:
             words = last_words(errors)
             raise PveError(f"wrong exit status {code}" + (f" ({words})" if words else ""))
-
-
-@contextlib.contextmanager
-def _pipe() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Both ends of a pipe, closed at the end whatever happens."""
-    outlet, inlet = os.pipe()
-    with os.fdopen(outlet, "rb", 0) as reader, os.fdopen(inlet, "wb", 0) as writer:
-        yield reader, writer
 
 
 @contextlib.contextmanager
@@ -193,9 +186,10 @@ def reading(path: Path, compression: str, *, to_end: bool = True) -> Iterator[in
 def _decompressing(fd: int, name: str, argv: Sequence[str], to_end: bool) -> Iterator[int]:
     import tempfile
 
+    from pvetools.backup.streams import pipe
     from pvetools.system.run import popen
 
-    with tempfile.TemporaryFile() as errors, _pipe() as (outlet, inlet):
+    with tempfile.TemporaryFile() as errors, pipe() as (outlet, inlet):
         process = popen(argv, stdin=fd, stdout=inlet.fileno(), stderr=errors)
         inlet.close()
         failure: PveError | None = None

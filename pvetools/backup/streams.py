@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import ClassVar, Protocol
+from typing import IO, ClassVar, Protocol
 
 from pvetools.system.errors import PveError
 
@@ -89,6 +89,14 @@ def widen_pipe(fd: int) -> None:
     """Give a pipe a large buffer where the system allows it; other files are left alone."""
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+
+
+@contextlib.contextmanager
+def pipe() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Both ends of a pipe, closed at the end whatever happens."""
+    outlet, inlet = os.pipe()
+    with os.fdopen(outlet, "rb", 0) as reader, os.fdopen(inlet, "wb", 0) as writer:
+        yield reader, writer
 
 
 def read_full(fd: int, buffer: memoryview) -> int:

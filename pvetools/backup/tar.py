@@ -1,0 +1,256 @@
+"""Container archives: the GNU tar commands that make and unpack them, and the pipelines these run in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pvetools.backup.streams import MIB, Throttle, pipe, read_full, widen_pipe, write_all
+from pvetools.backup.tar_members import RECORD, Member, Rules, Scanner
+from pvetools.system.errors import NotFound, PveError
+
+if TYPE_CHECKING:
+    from pvetools.system.run import Process
+
+# Shared by making and unpacking: sparse files, numeric owners, ACLs, and the extended attributes that matter.
+FLAGS = (
+    "--totals", "--one-file-system", "-p", "--sparse", "--numeric-owner", "--acls", "--xattrs",
+    "--xattrs-include=user.*", "--xattrs-include=security.capability",
+    "--warning=no-file-ignored", "--warning=no-xattr-write",
+)  # fmt: skip
+STANDARD_EXCLUDES = ("/tmp/?*", "/var/tmp/?*", "/var/run/?*.pid")  # noqa: S108 - patterns, not files
+CONFIG = "./etc/vzdump/pct.conf"
+FIREWALL = "./etc/vzdump/pct.fw"
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class IdRange:
+    """One line of an id map: ``kind`` is ``u``, ``g`` or ``b`` (both)."""
+
+    kind: str
+    inside: int
+    outside: int
+    count: int
+
+
+def in_user_namespace(argv: Sequence[str], id_map: Sequence[IdRange]) -> list[str]:
+    """The command as root of a container with that id map; unchanged without one (privileged container)."""
+    if not id_map:
+        return list(argv)
+    words = ["lxc-usernsexec"]
+    for line in id_map:
+        words += ["-m", f"{line.kind}:{line.inside}:{line.outside}:{line.count}"]
+    return [*words, "--", *argv]
+
+
+def exclude_options(patterns: Sequence[str], *, unprivileged: bool) -> list[str]:
+    """Tar options for exclude patterns: with a leading slash anchored to the root, others at any depth."""
+    words: list[str] = []
+    if unprivileged:
+        words += ["--no-anchored", "--exclude=lost+found"]  # not readable inside a user namespace
+    for pattern in patterns:
+        if pattern.startswith("/"):
+            words += ["--anchored", f"--exclude=.{pattern}"]
+        else:
+            words += ["--no-anchored", f"--exclude={pattern}"]
+    return words
+
+
+def useless_excludes(patterns: Sequence[str]) -> list[str]:
+    """Patterns that tar never matches, to be warned about: those that end with a slash."""
+    return [pattern for pattern in patterns if pattern.endswith("/")]
+
+
+def create_command(
+    config_folder: Path,
+    root: Path,
+    *,
+    sources: Sequence[str] = ("./",),
+    excludes: Sequence[str] = (),
+    id_map: Sequence[IdRange] = (),
+    with_firewall: bool = True,
+) -> list[str]:
+    """Command that writes a container's archive to its standard output.
+
+    Args:
+        config_folder: holds ``etc/vzdump/pct.conf`` and ``pct.fw``; readable for the container's root.
+        root: the container's root folder, its mount points mounted.
+        sources: what to pack, relative to the root: ``./`` and ``./PATH`` of each included mount point.
+        excludes: patterns, see ``exclude_options``.
+        id_map: of an unprivileged container.
+        with_firewall: whether there is a ``pct.fw``.
+    """
+    # The configuration comes before the excludes, or a pattern could match it, and before the data, or restore and
+    # listings would have to read the whole archive to find it.
+    argv = ["tar", "cpf", "-", *FLAGS, f"--directory={config_folder}", CONFIG, *([FIREWALL] if with_firewall else [])]
+    argv += [f"--directory={root}", *exclude_options(excludes, unprivileged=bool(id_map)), *sources]
+    return in_user_namespace(argv, id_map)
+
+
+def extract_command(root: Path, *, id_map: Sequence[IdRange] = ()) -> list[str]:
+    """Command that unpacks an uncompressed archive from its standard input; device nodes below ``dev`` stay out."""
+    argv = ["tar", "xpf", "-", *FLAGS, f"--directory={root}", "--skip-old-files", "--anchored", "--exclude=./dev/*"]
+    return in_user_namespace(argv, id_map)
+
+
+@contextlib.contextmanager
+def _running(argv: Sequence[str], stdin: int, stdout: int, log: Log, *, strict: bool = True) -> Iterator[Process]:
+    """Tar at work; at the end of the block it has ended, all its helpers included, and what it said is logged."""
+    import tempfile
+
+    from pvetools.system.run import DEVNULL, popen
+
+    with tempfile.TemporaryFile() as errors:
+        process = popen(
+            argv,
+            stdin=DEVNULL if stdin < 0 else stdin,
+            stdout=DEVNULL if stdout < 0 else stdout,
+            stderr=errors,
+            new_session=True,
+        )
+        try:
+            yield process
+            code = process.wait()
+        except BaseException:
+            # The whole group: lxc-usernsexec would leave its tar running.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        errors.seek(0)
+        lines = errors.read(MIB).decode("utf-8", "replace").splitlines()
+        for line in lines:
+            log(line)
+        if code and strict:
+            raise PveError(f"tar failed: {_reason(lines)} (exit code {code})")
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """What went wrong, out of what tar said: the first complaint, its closing words are always the same."""
+    for line in lines:
+        if line.strip() and not line.startswith(("Total bytes", "tar: Exiting with failure status")):
+            return line.strip()
+    return "no message"
+
+
+def create(out: int, argv: Sequence[str], *, limit: int = 0, log: Log) -> None:
+    """Run a command made by ``create_command``; its output goes to a file or into a compressor's pipe.
+
+    Args:
+        out: descriptor that gets the archive.
+        argv: the command.
+        limit: bytes a second; 0 = unlimited, and then the data does not pass through this process.
+        log: gets each line that tar said.
+
+    Raises:
+        PveError: tar failed.
+        BrokenPipeError: the reader of ``out`` went away.
+    """
+    widen_pipe(out)
+    if not limit:
+        with _running(argv, -1, out, log):
+            return
+    throttle = Throttle(limit)
+    with pipe() as (outlet, inlet), _running(argv, -1, inlet.fileno(), log):
+        inlet.close()
+        while data := outlet.read(65536):
+            throttle.pay(len(data))
+            write_all(out, data)
+
+
+def extract(
+    fd: int, argv: Sequence[str], *, devices: bool, limit: int = 0, ignore_errors: bool = False, log: Log
+) -> int:
+    """Feed a tar stream to a command made by ``extract_command``, checking each member before tar gets it.
+
+    Args:
+        fd: the uncompressed stream; read to its end.
+        argv: the command.
+        devices: whether device nodes are allowed (privileged containers).
+        limit: bytes a second; 0 = unlimited.
+        ignore_errors: go on when tar reports errors, as ``--ignore-unpack-errors`` asks for.
+        log: gets each line that tar said.
+
+    Returns:
+        the number of members.
+
+    Raises:
+        TarError: damaged, cut short, or with members that must not be unpacked; what came before is unpacked.
+        PveError: tar failed.
+    """
+    throttle = Throttle(limit)
+    with pipe() as (outlet, inlet):
+        widen_pipe(inlet.fileno())
+        with _running(argv, outlet.fileno(), -1, log, strict=not ignore_errors):
+            outlet.close()
+            count = 0
+            try:
+                for piece, members in _checked(fd, Rules(devices=devices)):
+                    throttle.pay(len(piece))
+                    write_all(inlet.fileno(), piece)
+                    count += members
+            except BrokenPipeError:
+                pass  # tar ended early: its exit status tells why
+            inlet.close()
+    return count
+
+
+def check(fd: int, *, devices: bool) -> int:
+    """Look at all members of a stream without unpacking; returns their number. Raises like ``extract``."""
+    return sum(members for _, members in _checked(fd, Rules(devices=devices)))
+
+
+def _checked(fd: int, rules: Rules) -> Iterator[tuple[memoryview, int]]:
+    """The stream in pieces whose members were checked, and how many these are. The end mark is part of it."""
+    widen_pipe(fd)
+    scanner = Scanner()
+    buffer = memoryview(bytearray(MIB))
+    while got := read_full(fd, buffer):
+        if scanner.ended:
+            continue  # padding; read nevertheless, so that the decompressor sees its own end
+        count = 0
+        for member in scanner.feed(buffer[:got]):
+            rules.check(member)
+            count += 1
+        yield buffer[: scanner.used], count
+        if scanner.ended:
+            yield memoryview(bytes(2 * RECORD)), 0
+    scanner.close()
+
+
+def read_configs(fd: int) -> tuple[str, str]:
+    """The container's configuration and its firewall rules (empty when there are none) out of an archive.
+
+    Only the first members are read, where our own archives and those of Proxmox VE have them; an archive without
+    a configuration is read to its end.
+
+    Raises:
+        NotFound: no configuration in it.
+        TarError: a damaged archive.
+    """
+    found: dict[str, str] = {}
+    for member in _members(fd, (CONFIG, FIREWALL)):
+        if member.data is not None:
+            found.setdefault(member.name, member.data.decode("utf-8", "surrogateescape"))
+        elif CONFIG in found and not member.name.startswith("./etc/vzdump"):
+            break
+        if len(found) == 2:
+            break
+    if CONFIG not in found:
+        raise NotFound(f"the archive contains no '{CONFIG}': not a container backup")
+    return found[CONFIG], found.get(FIREWALL, "")
+
+
+def _members(fd: int, wanted: Collection[str]) -> Iterator[Member]:
+    scanner = Scanner(wanted)
+    buffer = memoryview(bytearray(65536))
+    while not scanner.ended and (got := read_full(fd, buffer)):
+        yield from scanner.feed(buffer[:got])
+    scanner.close()
