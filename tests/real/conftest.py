@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,31 @@ def ct_template_small() -> Path:
 def ct_template_packed() -> Callable[[str], Path]:
     """The template in another compression: `ct_template_packed("xz")` ("gz", "bz2", "lzo", "")."""
     return lambda suffix: _asset(lambda: template.debian(suffix))
+
+
+@dataclass(frozen=True)
+class Booted:
+    """A running VM that several tests share: look at it and write to /data, but leave it running as it is."""
+
+    root: Root
+    vmid: int
+    port: Serial
+
+
+@pytest.fixture(scope="session")
+def booted_vm(vm_image: Path) -> Iterator[Booted]:
+    """VM 100 "shared" on a root of its own: one virtio-scsi disk, a NIC on vmbr0, guest agent; user land is up."""
+    with fresh() as made:
+        made.cli(
+            "qm", "create", 100, "--name", "shared", "--memory", 256, "--scsihw", "virtio-scsi-pci",
+            "--boot", "order=scsi0", "--scsi0", f"local:0,import-from={vm_image}",
+            "--net0", "virtio,bridge=vmbr0", "--serial0", "socket", "--agent", 1, "--kvm", 0, ok=True,
+        )  # fmt: skip
+        made.cli("qm", "start", 100, ok=True)
+        with made.serial(100) as port:
+            port.wait_booted()
+            port.wait_ready()
+            yield Booted(made, 100, port)
 
 
 @pytest.fixture
