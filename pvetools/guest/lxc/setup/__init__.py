@@ -1,0 +1,1 @@
+"""What is written into a container's own files: names, addresses, terminals, root's password and keys."""
