@@ -1,10 +1,12 @@
 """Kill a tool at each of its steps, to see what it leaves: no hook in production code is needed.
 
-walk = Walk(root, "qm", "create", "100", "--scsi0", "local:1")
-total = walk.count()                 # runs it to the end; walk.labels names the steps
-for number in range(1, len(total) + 1):
-    ...make the state before it again...
-    dead = walk.kill_before(number)  # dead.killed, dead.label, dead.orphans
+    walk = Walk(root, "qm", "create", "100", "--scsi0", "local:1")
+    steps = walk.count()                 # runs it to the end and names the steps
+    for number in range(1, len(steps) + 1):
+        ...make the state before it again...
+        dead = walk.kill_before(number)  # dead.killed, dead.label, dead.orphans
+
+Folders that are made once (below etc/pve, in a storage) are steps of the first run only.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class Walk:
         """
         log = self.root.path / "var/log/steps"
         environment = {**self.root.environment(), steps_shim.LOG: str(log), steps_shim.KILL: str(number)}
+        environment["PYTHONHASHSEED"] = "0"  # the same order of steps each time
         said = {name: (self.root.path / "var/log" / f"steps.{name}") for name in ("stdout", "stderr")}
         # Files instead of pipes: a child that outlives the tool would keep a pipe open.
         with said["stdout"].open("wb") as out, said["stderr"].open("wb") as err:

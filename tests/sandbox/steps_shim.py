@@ -31,20 +31,23 @@ WATCHED = (
 # These only look: a kill before them is a kill before the step that follows.
 LOOKS = {"environment", "find", "require", "read_text", "sync_folder"}
 TREE_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
-UNCOUNTED = ("/var/log/", "/run/lock/", "/run/pvetools/")
+# Task logs, locks and sockets: what a kill leaves of these is no state.
+UNCOUNTED = ("/var/log/", "/run/")
 
 
 class Counter:
     """The steps so far; kills the process when its number comes."""
 
-    def __init__(self, log: str, kill: int) -> None:
+    def __init__(self, log: str, kill: int, root: str) -> None:
         self.kill = kill
+        self.root = root
         self.number = 0
         self.last = ""
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
     def step(self, label: str) -> None:
-        if label == self.last:
+        label = label.replace(self.root, "")
+        if label == self.last or any(f" {place}" in label for place in UNCOUNTED):
             return
         self.last = label
         self.number += 1
@@ -111,10 +114,12 @@ def _watch_tree(counter: Counter, root: str) -> None:
         if event not in TREE_EVENTS or not arguments:
             return
         place = os.fsdecode(arguments[0]) if not isinstance(arguments[0], int) else ""
+        if event == "os.symlink":
+            place = os.fsdecode(arguments[1])
         if not place.startswith("/"):
             counter.step(f"{event} in a tree")  # relative to an open folder: rmtree
-        elif place.startswith(f"{root}/") and not place.removeprefix(root).startswith(UNCOUNTED):
-            counter.step(f"{event} {place.removeprefix(root)}")
+        elif place.startswith(f"{root}/") and os.path.lexists(place) == (event not in ("os.mkdir", "os.symlink")):
+            counter.step(f"{event} {place}")
 
     sys.addaudithook(hook)
 
@@ -132,7 +137,8 @@ def _watch_children(counter: Counter) -> None:
 
 def install() -> None:
     """Called first thing in the process under test."""
-    counter = Counter(os.environ.pop(LOG), int(os.environ.pop(KILL)))
+    root = os.environ["PVETOOLS_ROOT"]
+    counter = Counter(os.environ.pop(LOG), int(os.environ.pop(KILL)), root)
     sys.meta_path.insert(0, _Finder(counter))
     _watch_children(counter)
-    _watch_tree(counter, os.environ["PVETOOLS_ROOT"])
+    _watch_tree(counter, root)
