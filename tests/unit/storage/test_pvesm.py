@@ -1,0 +1,279 @@
+"""The command ``pvesm``: output columns, definitions, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pvetools.cli import app, pvesh, pvesm
+from pvetools.system import paths
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run one ``pvesm`` command line as root."""
+
+    def run(*words: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["pvesm", *words])
+        monkeypatch.setattr("os.geteuid", lambda: 0)
+        with pytest.raises(SystemExit) as ended:
+            app.main(pvesm.TOOL)
+        gc.enable()
+        out, err = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def ok(run: Callable[..., Ran]) -> Callable[..., str]:
+    """Run a command line that has to succeed; gives its output."""
+
+    def ok(*words: str) -> str:
+        ran = run(*words)
+        assert ran.code == 0, ran.err
+        return ran.out
+
+    return ok
+
+
+def config() -> str:
+    path = paths.storage_config()
+    return path.read_text() if path.exists() else ""
+
+
+def tree(root: Path) -> dict[str, int]:
+    """Everything below the storage and the configuration, with sizes."""
+    below = [*root.glob("etc/**/*"), *root.glob("var/lib/vz/**/*")]
+    return {str(path): path.stat().st_size for path in below if path.is_file()}
+
+
+# Output.
+
+
+def test_status_has_the_columns_of_proxmox_ve_in_kib(ok: Callable[..., str], root: Path) -> None:
+    ok("add", "dir", "off", "--path", f"{root}/off", "--disable", "1")
+    header, local, off = ok("status").splitlines()
+    assert header == "Name         Type     Status           Total            Used       Available        %"
+    found = os.statvfs(root)
+    total = found.f_blocks * found.f_frsize // 1024
+    assert re.fullmatch(rf"local +dir +active +{total} +\d+ +\d+ +\d+\.\d\d%", local)
+    assert off == "off           dir   disabled               0               0               0      N/A"
+    assert {len(header), len(local), len(off)} == {85}
+
+
+def test_status_can_be_limited(ok: Callable[..., str], root: Path) -> None:
+    ok("add", "dir", "isos", "--path", f"{root}/isos", "--content", "iso")
+    ok("add", "dir", "off", "--path", f"{root}/off", "--disable")
+    for words, names in (
+        (["--storage", "isos"], ["isos"]),
+        (["--content", "iso"], ["isos", "local"]),
+        (["--content", "rootdir"], ["local"]),
+        (["--enabled"], ["isos", "local"]),
+    ):
+        assert [line.split()[0] for line in ok("status", *words).splitlines()[1:]] == names
+
+
+def test_a_storage_that_cannot_be_used_is_inactive_and_says_why(run: Callable[..., Ran], root: Path) -> None:
+    paths.storage_config().write_text(f"dir: gone\n\tpath {root}/gone\n\tmkdir 0\n\nnfs: far\n\tpath /x\n")
+    ran = run("status")
+    assert ran.code == 0
+    assert "gone          dir   inactive" in ran.out
+    assert f"WARN: unable to activate storage 'gone' - directory '{root}/gone' does not exist" in ran.err
+    assert "far           nfs   inactive" in ran.out
+    assert "WARN: storage type 'nfs' is not served by this version" in ran.err
+
+
+def test_list_has_the_columns_of_proxmox_ve_in_bytes(ok: Callable[..., str], root: Path) -> None:
+    ok("alloc", "local", "100", "", "4M")
+    ok("alloc", "local", "101", "vm-101-disk-3.qcow2", "1048576")
+    iso = root / "var/lib/vz/template/iso/a b.iso"
+    iso.write_bytes(b"x" * 5)
+    assert ok("list", "local") == (
+        "Volid                         Format  Type            Size VMID\n"
+        "local:100/vm-100-disk-0.raw   raw     images       4194304 100\n"
+        "local:101/vm-101-disk-3.qcow2 qcow2   images    1073741824 101\n"
+        "local:iso/a b.iso             iso     iso                5\n"
+    )
+    assert ok("list", "local", "--vmid", "100", "--content", "images").splitlines()[1:] == [
+        "local:100/vm-100-disk-0.raw raw     images    4194304 100"
+    ]
+
+
+def test_an_empty_storage_lists_only_the_header(ok: Callable[..., str]) -> None:
+    assert ok("list", "local").split() == ["Volid", "Format", "Type", "Size", "VMID"]
+
+
+def test_alloc_path_and_free(ok: Callable[..., str], run: Callable[..., Ran], root: Path) -> None:
+    volid = "local:100/vm-100-disk-0.raw"
+    assert ok("alloc", "local", "100", "", "100") == f"successfully created '{volid}'\n"
+    path = ok("path", volid).strip()
+    assert path == f"{root}/var/lib/vz/images/100/vm-100-disk-0.raw"
+    assert Path(path).stat().st_size == 100 << 10
+    ran = run("free", volid)
+    assert (ran.code, ran.err) == (0, f"Removed volume '{volid}'\n")
+    assert not Path(path).exists()
+
+
+def test_the_format_can_be_chosen(ok: Callable[..., str]) -> None:
+    assert "vm-100-disk-0.qcow2" in ok("alloc", "local", "100", "", "1G", "--format", "qcow2")
+    assert "subvol-100-disk-1.subvol" in ok("alloc", "local", "100", "", "0", "--format", "subvol")
+
+
+# Definitions.
+
+
+def test_add_set_and_remove_write_the_usual_file(ok: Callable[..., str], root: Path) -> None:
+    ok("add", "dir", "backups", "--path", f"{root}/b", "--content", "backup,iso", "--shared", "1")
+    assert config() == f"dir: backups\n\tpath {root}/b\n\tcontent backup,iso\n\tshared 1\n"
+    assert (root / "b/dump").is_dir()
+    ok("set", "backups", "--disable", "-nodes", "n1,n2", "--delete", "shared", "--prune-backups", "keep-last=3")
+    assert config() == (
+        f"dir: backups\n\tdisable\n\tpath {root}/b\n\tcontent backup,iso\n\tnodes n1,n2\n\tprune-backups keep-last=3\n"
+    )
+    ok("remove", "backups")
+    assert config() == ""
+    assert (root / "b/dump").is_dir()
+
+
+def test_setting_the_built_in_storage_writes_its_definition(ok: Callable[..., str], root: Path) -> None:
+    ok("set", "local", "--content", "iso,vztmpl")
+    assert config() == f"dir: local\n\tpath {root}/var/lib/vz\n\tcontent iso,vztmpl\n"
+    ok("remove", "local")
+    assert "local" in ok("status")
+
+
+def test_comments_and_other_storages_survive(ok: Callable[..., str], root: Path) -> None:
+    text = "# mine\nfancy: one\n\toption x\n\n# two\ndir: two\n\tpath /two\n\tcontent iso\n"
+    paths.storage_config().write_text(text)
+    ok("set", "two", "--shared", "1")
+    assert config() == f"{text}\tshared 1\n"
+
+
+# Wrong input: a clear sentence, a status, nothing changed.
+
+PATH = ["--path", "@ROOT@/new"]
+WRONG = [
+    (["add", "dir", "new", *PATH, "--nonsense", "1"], "Unknown option: nonsense"),
+    (["add", "dir", "new", "--path", "rel", "--content", "foo"], "path: invalid format - value 'rel'"),
+    (["add", "dir", "new", "--path", "rel", "--content", "foo"], "content: invalid format - invalid content type"),
+    (["add", "dir", "new"], "path: property is missing and it is not optional"),
+    (["add", "dir", "new", *PATH, "--server", "x"], "server: unexpected property for storage type 'dir'"),
+    (["add", "dir", "new", *PATH, "--bwlimit", "fast=1"], "bwlimit.fast: property is not defined"),
+    (["add", "dir", "new", *PATH, "--format", "vhdx"], "format: value 'vhdx' does not have a value in the enumeration"),
+    (["add", "dir", "new", *PATH, "--content-dirs", "iso=../x"], "content-dirs: invalid format"),
+    (["add", "dir", "new", *PATH, "--snapshot-as-volume-chain", "1"], "has no effect in this version"),
+    (["add", "dir", "1x", *PATH], "storage: invalid format - value '1x'"),
+    (["add", "fancy", "new", *PATH], "type: value 'fancy' does not have a value in the enumeration"),
+    (["add", "nfs", "new", *PATH, "--server", "a", "--export", "/b"], "storage type 'nfs' is not served"),
+    (["add", "dir", "local", *PATH], "storage 'local' is built in"),
+    (["add", "dir", "used", *PATH], "'used' is already defined in"),
+    (["add", "dir", "new", "--path", "/proc/nope"], "unable to activate storage 'new' - directory '/proc/nope'"),
+    (["add", "dir", "new", *PATH, "--is_mountpoint", "yes"], "is expected to be a mount point but is not mounted"),
+    (["set", "nope", "--disable", "1"], "storage 'nope' does not exist"),
+    (["set", "used", "--path", "/other"], "path: can't change value of fixed parameter 'path'"),
+    (["set", "used", "--delete", "path"], "delete: unable to delete required or fixed option 'path'"),
+    (["set", "used", "--delete", "fancy"], "delete: unknown option 'fancy'"),
+    (["set", "used", "--content", "iso", "--delete", "content"], "content: unable to set and delete"),
+    (["set", "used", "--shared", "maybe"], "shared: type check ('boolean') failed - got 'maybe'"),
+    (["set", "used", "--shared", "1", "--digest", "0" * 40], "detected modified storage.cfg"),
+    (["remove", "nope"], "storage 'nope' does not exist"),
+    (["remove", "local"], "storage 'local' is built in and can't be removed"),
+    (["status", "--storage", "nope"], "storage 'nope' does not exist"),
+    (["list", "nope"], "storage 'nope' does not exist"),
+    (["list"], "not enough arguments"),
+    (["list", "local", "extra"], "too many arguments"),
+    (["list", "off"], "storage 'off' is disabled"),
+    (["path", "local"], "volume: invalid format - value 'local' does not look like a valid volume ID"),
+    (["path", "local:../x"], "unable to parse directory volume name '../x'"),
+    (["path", "local:100/x.exe"], "unable to parse volume filename 'x.exe'"),
+    (["alloc", "local", "99", "", "1G"], "vmid: value must have a minimum value of 100"),
+    (["alloc", "local", "100", "", "1X"], "size: value '1X' does not match"),
+    (["alloc", "local", "100", "", "0"], "the size of a volume must be larger than 0"),
+    (["alloc", "local", "100", "../x.raw", "1M"], "unable to parse volume filename '../x.raw'"),
+    (["alloc", "local", "100", "a/x.raw", "1M"], "unable to parse volume filename 'a/x.raw'"),
+    (["alloc", "local", "100", "x.raw", "1M", "--format", "qcow2"], "wrong extension for format 'qcow2'"),
+    (["alloc", "used", "100", "", "1M"], "storage 'used' does not support content type 'images', only: iso"),
+    (["alloc", "off", "100", "", "1M"], "storage 'off' is disabled"),
+    (["free", "local:100/vm-100-disk-9.raw"], "volume 'local:100/vm-100-disk-9.raw' does not exist"),
+    (["free", "local:100/../../etc/passwd"], "unable to parse directory volume name"),
+    (["free", "local:iso/.."], "unable to parse directory volume name"),
+    (["free", "vm-100-disk-9.raw"], "storage: is needed when the volume is given without its storage"),
+    (["free", "local:iso/x.iso", "--storage", "used"], "storage: 'used' does not match that of volume"),
+    (["extractconfig", "local:backup/vzdump-qemu-100-2020_03_30-21_12_40.vma"], ""),
+    (["frobnicate"], "unknown command 'pvesm frobnicate'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "sentence"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+def test_wrong_input_changes_nothing(run: Callable[..., Ran], root: Path, words: list[str], sentence: str) -> None:
+    paths.storage_config().write_text(
+        f"dir: used\n\tpath {root}/used\n\tcontent iso\n\ndir: off\n\tpath {root}/off\n\tdisable\n"
+    )
+    before = tree(root)
+    ran = run(*[word.replace("@ROOT@", str(root)) for word in words])
+    assert ran.code != 0
+    assert ran.out == ""
+    assert sentence in ran.err
+    assert "Traceback" not in ran.err
+    assert "internal error" not in ran.err
+    assert tree(root) == before
+    assert not (root / "new").exists()
+
+
+def test_all_wrong_options_are_reported_at_once(run: Callable[..., Ran]) -> None:
+    err = run("add", "dir", "new", "--path", "rel", "--content", "x", "--shared", "maybe", "--nodes", "a b!").err
+    assert [line.partition(":")[0] for line in err.splitlines()[1:]] == ["path", "content", "shared", "nodes"]
+
+
+# The same over the method tree.
+
+
+def test_the_tree_serves_definitions_status_and_volumes(
+    root: Path, ok: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def get(path: str, *words: str, verb: str = "get") -> object:
+        pvesh.run(pvesh.TOOL, [verb, path, *words, "--output-format", "json"])
+        out = capsys.readouterr().out
+        return json.loads(out) if out.strip() else None
+
+    ok("alloc", "local", "100", "", "1M")
+    backup = "backup/vzdump-qemu-100-2020_03_30-21_12_40.vma"
+    (root / "var/lib/vz/dump" / backup.partition("/")[2]).write_bytes(b"12345")
+    node = f"/nodes/{paths.node()}/storage"
+    listed = get("/storage")
+    assert isinstance(listed, list)
+    assert [(row["storage"], row["type"]) for row in listed] == [("local", "dir")]
+    assert get("/storage", "--type", "nfs") == []
+    status = get(f"{node}/local/status")
+    assert isinstance(status, dict)
+    assert status["active"] == 1
+    assert status["total"] > status["avail"] > 0
+    formats = get(node, "--format", "1")
+    assert isinstance(formats, list)
+    assert formats[0]["formats"] == {"supported": ["qcow2", "raw", "subvol", "vmdk"], "default": "raw"}
+    volume = get(f"{node}/local/content/100/vm-100-disk-0.raw")
+    assert volume == get(f"{node}/local/content/local:100/vm-100-disk-0.raw")
+    assert isinstance(volume, dict)
+    assert (volume["size"], volume["format"]) == (1 << 20, "raw")
+    get(f"{node}/local/content/local:{backup}", "--notes", "mine\nmore", "--protected", "1", verb="set")
+    shown = get(f"{node}/local/content/local:{backup}")
+    assert isinstance(shown, dict)
+    assert (shown["notes"], shown["protected"], shown["size"]) == ("mine\nmore", 1, 5)
+    content = get(f"{node}/local/content", "--content", "backup")
+    assert isinstance(content, list)
+    assert [(row["notes"], row["protected"]) for row in content] == [("mine", 1)]
