@@ -26,16 +26,18 @@ class StatusParams(VmidParams):
 
 def _status(params: StatusParams) -> dict[str, Any]:
     """Show whether a container runs."""
-    from pvetools.config import guest
-    from pvetools.guest.lxc import running, stats
     from pvetools.system import paths
-    from pvetools.system.errors import NotFound
 
     if params.verbose:
+        from pvetools.guest.lxc import stats
+
         return stats.current(params.vmid)
     if not paths.guest_config("lxc", params.vmid).exists():
-        guest.load("lxc", params.vmid)  # says so
-        raise NotFound(f"container {params.vmid} does not exist")
+        from pvetools.config import guest
+
+        guest.load("lxc", params.vmid)  # says what is wrong
+    from pvetools.guest.lxc import running
+
     return {"status": "running" if running.is_running(params.vmid) else "stopped"}
 
 
@@ -261,7 +263,7 @@ TOOL = Tool(
         "pending": Command("api.lxc_config:vm_pending", _VMID, fixed=_NODE, text="render.guests:pending"),
         "set": Command("api.lxc_config:vm_update", _VMID, fixed=_NODE, text="none"),
         "resize": Command("api.lxc_config:vm_resize", ("vmid", "disk", "size"), fixed=_NODE, text="none"),
-        "status": _own("STATUS", "vmid", text="render.containers:status"),
+        "status": _own("STATUS", "vmid", text="render.guests:status"),
         "unlock": _own("UNLOCK", "vmid"),
         "rescan": _own("RESCAN"),
         "enter": _own("ENTER", "vmid"),

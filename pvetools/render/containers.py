@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pvetools.render.output import cell, columns
+from pvetools.render.output import columns
 
 _LIST = (("VMID", -10), ("Status", -10), ("Lock", -12), ("Name", -20))
 
@@ -16,13 +16,6 @@ def listing(data: Sequence[Mapping[str, Any]], params: object, options: object) 
         return ""
     rows = [[row["vmid"], row["status"], row.get("lock", ""), row.get("name", "")] for row in data]
     return columns(_LIST, rows)
-
-
-def status(data: Mapping[str, Any], params: Any, options: object) -> str:
-    """``pct status``: one line, with ``--verbose`` everything."""
-    if not params.verbose:
-        return f"status: {data['status']}"
-    return "\n".join(f"{key}: {cell(data[key])}" for key in sorted(data))
 
 
 def space(data: Sequence[Mapping[str, Any]], params: object, options: object) -> str:
