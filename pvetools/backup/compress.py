@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ CODECS: dict[str, Codec] = {
 BY_EXTENSION: dict[str, Codec] = {codec.extension: codec for codec in CODECS.values()}
 # Values of the option "compress"; "1" is the old spelling of lzo.
 OPTION = {"0": "", "1": "lzo", "gzip": "gzip", "lzo": "lzo", "zstd": "zstd"}
+# How the programs begin a complaint about what they read from standard input.
+_OF_STDIN = re.compile(r"^(?:\S+: )?(?:/\*stdin\*\\|<?\(?stdin\)?>?) ?: |^(?:\S*/)?(?:lzop|bzip2|bzcat|xz|zstd|gzip): ")
 
 
 def _half_of_cpus() -> int:
@@ -206,7 +209,7 @@ def _decompressing(fd: int, name: str, argv: Sequence[str], to_end: bool) -> Ite
         outlet.close()
         code = process.wait()
         if to_end and code:
-            words = last_words(errors) or f"{argv[0]} ended with status {code}"
-            raise PveError(f"cannot decompress '{name}': {words}") from failure
+            words = _OF_STDIN.sub("", last_words(errors)) or f"damaged or cut short (status {code})"
+            raise PveError(f"cannot decompress '{name}': {argv[0]}: {words}") from failure
         if failure:
             raise failure

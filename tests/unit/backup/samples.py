@@ -188,9 +188,7 @@ def write_archive(configs: dict[str, bytes], disks: dict[str, bytes], **options:
             file.write(data)
             file.flush()
             files.append(file)
-        sources = [
-            vma.Disk(name, FileSource(file.fileno(), name)) for name, file in zip(disks, files, strict=True)
-        ]
+        sources = [vma.Disk(name, FileSource(file.fileno(), name)) for name, file in zip(disks, files, strict=True)]
         try:
             vma.write(sink.fd, configs, sources, **options)  # type: ignore[arg-type]
         finally:

@@ -99,7 +99,9 @@ def test_an_archive_without_devices_has_one_empty_extent() -> None:
 
 @st.composite
 def archives(draw: st.DrawFn) -> tuple[dict[str, bytes], dict[str, bytes], int]:
-    names = st.text(st.characters(codec="utf-8", categories=("L", "N"), include_characters="-_."), min_size=1, max_size=20)
+    names = st.text(
+        st.characters(codec="utf-8", categories=("L", "N"), include_characters="-_."), min_size=1, max_size=20
+    )
     good = names.filter(lambda name: name not in (".", "..", "vmstate") and len(name.encode()) <= 60)
     configs = draw(st.dictionaries(good, st.binary(max_size=3000), max_size=5))
     disks = {}
