@@ -48,6 +48,7 @@ def apply(kind: GuestKind, vmid: int, change: Change) -> None:
         freed = _delete(kind, current, change, running=running)
         _set(kind, current, texts, running=running)
         _revert(current, change.revert)
+        arithmetic.clean(current.current, current.pending)
         _check_rules(kind, current)
         config.save(current)
         undo.pop_all()
