@@ -209,7 +209,9 @@ def _decompressing(fd: int, name: str, argv: Sequence[str], to_end: bool) -> Ite
         outlet.close()
         code = process.wait()
         if to_end and code:
-            words = _OF_STDIN.sub("", last_words(errors)) or f"damaged or cut short (status {code})"
+            words = _OF_STDIN.sub("", last_words(errors))
+            if not words or "Inappropriate ioctl" in words:  # what lzop says when its input ends too early
+                words = f"damaged or cut short (status {code})"
             raise PveError(f"cannot decompress '{name}': {argv[0]}: {words}") from failure
         if failure:
             raise failure

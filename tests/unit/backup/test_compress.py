@@ -118,9 +118,8 @@ def test_a_flipped_data_bit_is_found_by_the_compressors_checksum(tmp_path: Path)
 
 def test_the_readers_own_complaint_is_kept_while_the_decompressor_is_well(tmp_path: Path) -> None:
     path = packed(tmp_path, "zst", b"no archive" * 500_000)
-    with pytest.raises(vma.VmaError, match="not a vma file"):
-        with compress.reading(path, "zst") as fd:
-            vma.Reader(fd)
+    with pytest.raises(vma.VmaError, match="not a vma file"), compress.reading(path, "zst") as fd:
+        vma.Reader(fd)
 
 
 def test_reading_only_the_beginning_is_no_error(tmp_path: Path) -> None:
@@ -153,12 +152,11 @@ def test_a_full_disk_is_said_in_the_compressors_words() -> None:
 def test_an_error_of_the_writer_kills_the_compressor_and_removes_the_file(tmp_path: Path) -> None:
     path, said = tmp_path / "x", tmp_path / "said"
     script = f'trap "" TERM; echo $$ >"{said}"; cat >/dev/null; echo end >>"{said}"'
-    with pytest.raises(KeyError):
-        with compress.writing(path, ["sh", "-c", script]) as fd:
-            write_all(fd, DATA)
-            while not said.exists() or not said.read_text().strip():
-                os.sched_yield()
-            raise KeyError("broken")
+    with pytest.raises(KeyError), compress.writing(path, ["sh", "-c", script]) as fd:
+        write_all(fd, DATA)
+        while not said.exists() or not said.read_text().strip():
+            os.sched_yield()
+        raise KeyError("broken")
     assert not path.exists()
     assert not Path(f"/proc/{said.read_text().split()[0]}").exists()
 

@@ -179,7 +179,7 @@ def test_extract_never_writes_into_an_existing_folder(tmp_path: Path) -> None:
 def test_a_config_that_would_be_named_like_a_disk_is_refused(tmp_path: Path) -> None:
     with (
         Feed(samples.build({"disk-a.raw": b"x"}, {"a": bytes(512)})) as fd,
-        pytest.raises(VmaError, match="disk-a.raw"),
+        pytest.raises(VmaError, match=r"disk-a\.raw"),
     ):
         vma.extract(fd, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -188,7 +188,7 @@ def test_a_config_that_would_be_named_like_a_disk_is_refused(tmp_path: Path) -> 
 def test_one_config_can_be_read_without_the_data() -> None:
     with Feed(samples.tiny()[:12800]) as fd:
         assert vma.read_config(fd) == CONFIG
-    with Feed(samples.tiny()) as fd, pytest.raises(NotFound, match="no config 'qemu-server.fw'"):
+    with Feed(samples.tiny()) as fd, pytest.raises(NotFound, match=r"no config 'qemu-server\.fw'"):
         vma.read_config(fd, "qemu-server.fw")
 
 
@@ -209,7 +209,7 @@ def test_a_target_may_be_at_most_4_mib_larger_than_its_device(extra: int, fits: 
             reader.copy({"drive-scsi0": None, "drive-virtio1": target})
             assert bytes(target.data[:70144]) == TINY["drive-virtio1"]
         else:
-            with pytest.raises(VmaError, match="'drive-virtio1' has .* bytes, it must have 70144"):
+            with pytest.raises(VmaError, match=r"'drive-virtio1' has .* bytes, it must have 70144"):
                 reader.copy({"drive-scsi0": None, "drive-virtio1": target})
             assert target.written == 0
 
@@ -380,8 +380,11 @@ def test_254_devices_fit() -> None:
 
 
 def test_a_huge_sparse_device_takes_little_memory_and_time() -> None:
-    """64 TiB of zeros: a billion clusters would be slow, so a part; the reader must not allocate by the size."""
+    """256 TiB of which one cluster comes: memory follows what is there, not what the header claims."""
     header = build_header(Header(UUID, CTIME, {}, {1: Device(1, "drive-scsi0", 1 << 48)}))
-    with Feed(header + samples.build_extent_header(UUID, 0, [samples.entry(1, (1 << 32) - 1, 0)])) as fd:
-        with pytest.raises(VmaError, match=r"detected missing cluster 0 of device 'drive-scsi0' \(4294967295 in all\)"):
-            vma.Reader(fd).verify()
+    data = header + samples.build_extent_header(UUID, 0, [samples.entry(1, (1 << 32) - 1, 0)])
+    with (
+        Feed(data) as fd,
+        pytest.raises(VmaError, match=r"missing cluster 0 of device 'drive-scsi0' \(4294967295 in all"),
+    ):
+        vma.Reader(fd).verify()

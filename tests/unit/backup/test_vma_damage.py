@@ -198,4 +198,4 @@ def test_the_sample_is_the_worked_example() -> None:
     import hashlib
 
     assert hashlib.sha256(tiny()).hexdigest() == samples.TINY_SHA256
-    assert CONFIG == bytes(tiny()[0x3016:0x30F6])
+    assert bytes(tiny()[0x3016:0x30F6]) == CONFIG
