@@ -99,9 +99,11 @@ def test_a_truncated_archive_is_reported_as_such_not_as_a_short_extent(cut: floa
     raw = samples.build({"qemu-server.conf": b"x"}, {"drive-scsi0": samples.noisy(6 << 20, 3)})
     path = packed(tmp_path, "zst", raw)
     os.truncate(path, int(path.stat().st_size * cut))
-    with pytest.raises(PveError, match=r"cannot decompress '.*archive\.zst': zstd: Read error .*premature end"):
-        with compress.reading(path, "zst") as fd:
-            vma.Reader(fd).verify()
+    with (
+        pytest.raises(PveError, match=r"cannot decompress '.*archive\.zst': zstd: Read error .*premature end"),
+        compress.reading(path, "zst") as fd,
+    ):
+        vma.Reader(fd).verify()
 
 
 def test_a_flipped_data_bit_is_found_by_the_compressors_checksum(tmp_path: Path) -> None:
@@ -111,9 +113,11 @@ def test_a_flipped_data_bit_is_found_by_the_compressors_checksum(tmp_path: Path)
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(PveError, match=r"cannot decompress .*: zstd: .*checksum"):
-        with compress.reading(path, "zst") as fd:
-            vma.Reader(fd).verify()
+    with (
+        pytest.raises(PveError, match=r"cannot decompress .*: zstd: .*checksum"),
+        compress.reading(path, "zst") as fd,
+    ):
+        vma.Reader(fd).verify()
 
 
 def test_the_readers_own_complaint_is_kept_while_the_decompressor_is_well(tmp_path: Path) -> None:
@@ -130,23 +134,30 @@ def test_reading_only_the_beginning_is_no_error(tmp_path: Path) -> None:
 
 def test_a_failing_compressor_is_reported_with_its_status(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    with pytest.raises(PveError, match=r"wrong exit status 3 \(no room\)"):
-        with compress.writing(path, ["sh", "-c", "cat >/dev/null; echo no room >&2; exit 3"]) as fd:
-            write_all(fd, DATA)
+    with (
+        pytest.raises(PveError, match=r"wrong exit status 3 \(no room\)"),
+        compress.writing(path, ["sh", "-c", "cat >/dev/null; echo no room >&2; exit 3"]) as fd,
+    ):
+        write_all(fd, DATA)
     assert not path.exists()
 
 
 def test_a_compressor_that_stops_reading_is_reported_with_its_status(tmp_path: Path) -> None:
-    with pytest.raises(PveError, match="wrong exit status 7"):
-        with compress.writing(tmp_path / "x", ["sh", "-c", "exit 7"]) as fd:
-            while True:
-                write_all(fd, DATA)
+    with (
+        pytest.raises(PveError, match="wrong exit status 7"),
+        compress.writing(tmp_path / "x", ["sh", "-c", "exit 7"]) as fd,
+    ):
+        while True:
+            write_all(fd, DATA)
 
 
 def test_a_full_disk_is_said_in_the_compressors_words() -> None:
-    with Path("/dev/full").open("wb") as full, pytest.raises(PveError, match=r"wrong exit status \d+ .*No space left"):
-        with compress.compressing(full.fileno(), ["zstd", "-c", "-q"]) as fd:
-            write_all(fd, DATA)
+    with (
+        Path("/dev/full").open("wb") as full,
+        pytest.raises(PveError, match=r"wrong exit status \d+ .*No space left"),
+        compress.compressing(full.fileno(), ["zstd", "-c", "-q"]) as fd,
+    ):
+        write_all(fd, DATA)
 
 
 def test_an_error_of_the_writer_kills_the_compressor_and_removes_the_file(tmp_path: Path) -> None:
@@ -171,7 +182,9 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_a_missing_program_is_named_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "find", lambda tool: None if tool == "lzop" else shutil.which(tool))
-    with pytest.raises(MissingTool, match="'lzop' is not installed; install it with: apt install lzop"):
-        with compress.writing(tmp_path / "x", ["lzop"]):
-            pass
+    with (
+        pytest.raises(MissingTool, match="'lzop' is not installed; install it with: apt install lzop"),
+        compress.writing(tmp_path / "x", ["lzop"]),
+    ):
+        pass
     assert not (tmp_path / "x").exists()

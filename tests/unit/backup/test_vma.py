@@ -385,6 +385,6 @@ def test_a_huge_sparse_device_takes_little_memory_and_time() -> None:
     data = header + samples.build_extent_header(UUID, 0, [samples.entry(1, (1 << 32) - 1, 0)])
     with (
         Feed(data) as fd,
-        pytest.raises(VmaError, match=r"missing cluster 0 of device 'drive-scsi0' \(4294967295 in all"),
+        pytest.raises(VmaError, match=r"missing cluster 0 .*4294967295 in all"),
     ):
         vma.Reader(fd).verify()
