@@ -45,6 +45,14 @@ def _damaged(path: Path, form: str, why: str) -> PveError:
     return PveError(f"'{path}' is not a valid {form} image: {why}")
 
 
+def _read_at(file: IO[bytes], offset: int, length: int) -> bytes:
+    """Bytes at a place that the header names; nothing when there is no such place."""
+    if offset >= file.seek(0, 2):
+        return b""
+    file.seek(offset)
+    return file.read(length)
+
+
 def _qcow2(file: IO[bytes], path: Path) -> ImageInfo:
     head = file.read(80)
     if len(head) < 72 or head[:4] != b"QFI\xfb":
@@ -55,10 +63,7 @@ def _qcow2(file: IO[bytes], path: Path) -> ImageInfo:
     if length > 1023:
         raise _damaged(path, "qcow2", f"name of the backing file has {length} bytes")
     features = struct.unpack_from(">Q", head, 72)[0] if version == 3 and len(head) >= 80 else 0
-    backing = b""
-    if offset and length:
-        file.seek(offset)
-        backing = file.read(length)
+    backing = _read_at(file, offset, length) if offset and length else b""
     return ImageInfo(size, backing.decode("utf-8", "surrogateescape"), bool(features & _EXTERNAL_DATA))
 
 
@@ -66,8 +71,7 @@ def _vmdk(file: IO[bytes], path: Path) -> ImageInfo:
     head = file.read(_MAX_TEXT)
     if head[:4] == b"KDMV" and len(head) >= _VMDK.size:
         _, _, _, capacity, _, offset, length = _VMDK.unpack_from(head)
-        file.seek(offset * SECTOR)
-        text = file.read(min(length * SECTOR, _MAX_TEXT)) if offset else b""
+        text = _read_at(file, offset * SECTOR, min(length * SECTOR, _MAX_TEXT)) if offset else b""
         return ImageInfo(capacity * SECTOR, _parent(text), len(_EXTENT.findall(text)) > 1)
     if head[:4] == b"COWD" and len(head) >= _COWD.size:
         return ImageInfo(_COWD.unpack_from(head)[3] * SECTOR)

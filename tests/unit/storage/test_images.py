@@ -97,7 +97,9 @@ def test_damaged_headers_are_reported(tmp_path: Path, form: str, content: bytes)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from([b"QFI\xfb\0\0\0\3", b"QFI\xfb\0\0\0\2", b"KDMV", b"COWD", b"# Disk DescriptorFile\nRW 5 "]),
-    st.binary(max_size=200),
+    st.lists(st.sampled_from([b"\0", b"\1", b"\xff", b"\0" * 7, b"\xff" * 8]) | st.binary(max_size=9), max_size=30).map(
+        b"".join
+    ),
     st.sampled_from(["qcow2", "vmdk"]),
 )
 def test_no_header_crashes_the_reader(tmp_path: Path, start: bytes, rest: bytes, form: str) -> None:
