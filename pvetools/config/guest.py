@@ -196,9 +196,11 @@ class _Parser:
         common = _COMMON.findall(rest)
         if rest and len(common) == rest.count("\n") + 1:  # nothing but ``key: value``: four times faster at once
             section.update(common)
-            return
-        for index in range(start, len(lines)):
-            self.entry(number + index, lines[index], section)
+        else:
+            for index in range(start, len(lines)):
+                self.entry(number + index, lines[index], section)
+        if self.config.kind == "qemu" and "cdrom" in section and "ide2" not in section:
+            section["ide2"] = section.pop("cdrom")  # the name in old files
 
     def problem(self, number: int, reason: str) -> None:
         self.config.problems.append(Problem(number, reason))

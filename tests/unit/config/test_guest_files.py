@@ -172,6 +172,14 @@ def test_a_damaged_line_is_reported_with_its_place(root: Path, text: str, line: 
     assert path.read_text() == text
 
 
+def test_the_old_name_of_the_cdrom_drive_is_read_as_ide2() -> None:
+    text = "cdrom: local:iso/a.iso\nmemory: 64\n"
+    config = guest.parse("qemu", 100, text)
+    assert config.current == {"ide2": "local:iso/a.iso", "memory": "64"}
+    assert config.text() == text
+    assert guest.parse("qemu", 100, "cdrom: none\nide2: cdrom\n").current == {"cdrom": "none", "ide2": "cdrom"}
+
+
 def test_keys_below_a_damaged_header_do_not_leak_into_another_part() -> None:
     config = guest.parse("qemu", 100, "memory: 1\n[snap1 ]x\nmemory: 2\n")
     assert config.current == {"memory": "1"}
