@@ -6,7 +6,6 @@ command that was asked for is imported and declared to Typer, so that tools star
 
 from __future__ import annotations
 
-import gc
 import inspect
 import os
 import sys
@@ -315,7 +314,6 @@ def main(tool: Tool, *, run: Runner | None = None, numbered: bool = False) -> No
         run: carries out one command line in place of ``dispatch``.
         numbered: every error begins with its HTTP status, not only the complaints about the command line.
     """
-    gc.disable()  # short-lived; long tasks turn it on again
     words = sys.argv[1:]
     code = 0
     try:

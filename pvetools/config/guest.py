@@ -7,7 +7,6 @@ for byte. A changed file is written in the one canonical form: description as ``
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -368,6 +367,8 @@ def _missing(kind: str, vmid: int, path: Path) -> str:
 
 def digest_of(data: bytes) -> str:
     """SHA-1 of a file's bytes, by which lost updates are found."""
+    import hashlib  # loads OpenSSL: 3 ms that quick commands need not pay
+
     return hashlib.sha1(data, usedforsecurity=False).hexdigest()
 
 

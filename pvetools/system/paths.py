@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from functools import cache
 from pathlib import Path
 from typing import Literal
+from zlib import crc32
 
 from pvetools.system.errors import Refused
 
@@ -28,7 +28,7 @@ def node() -> str:
 def root_tag() -> str:
     """Word that keeps the names of two roots apart on one host (domains, links); empty for ``/``."""
     place = os.path.realpath(root())
-    return "" if place == "/" else hashlib.sha256(place.encode()).hexdigest()[:8]
+    return "" if place == "/" else f"{crc32(place.encode()):08x}"
 
 
 def etc_pve() -> Path:
