@@ -104,6 +104,7 @@ def parse_10000(scratch: Path) -> Figure:
 COMPLETE = """
 source {completion}
 words=(qm start {typed}); COMP_WORDS=("${{words[@]}}" {empty}); COMP_CWORD=2
+COMP_LINE="qm start {typed}" COMP_POINT=$((9 + {length}))
 start=${{EPOCHREALTIME/./}}
 {function} qm "{typed}" start
 end=${{EPOCHREALTIME/./}}
@@ -121,15 +122,18 @@ def completion(scratch: Path) -> list[Figure]:
     function = registered.split("-F ")[1].split()[0]
     found = []
     for typed, goal in (("10", 0.030), ("", 0.120)):
-        script = COMPLETE.format(completion=shipped, typed=typed, empty="" if typed else "''", function=function)
+        script = COMPLETE.format(
+            completion=shipped, typed=typed, length=len(typed), empty="" if typed else "''", function=function
+        )
+        expected = 1000 if typed else 10000  # ids are 10000 to 19999
         took = []
         for _ in range(7):
             done = subprocess.run(
                 ["bash", "--norc", "-c", script], env=environment(scratch), text=True, check=True, capture_output=True
             )
             micro, offered = map(int, done.stdout.split())
-            if offered != 10000:
-                raise RuntimeError(f"completion of '{typed}' offered {offered} of 10000 guests")
+            if offered != expected:
+                raise RuntimeError(f"completion of '{typed}' offered {offered} of {expected} guests")
             took.append(micro / 1e6)
             time.sleep(0.01)
         found.append(Figure(f"TAB, 10,000 guests, '{typed}' typed / allowed", sorted(took)[3], goal, 1))
