@@ -85,6 +85,13 @@ def poll_one(fd: int, events: int) -> int:
     return ready[0][1]
 
 
+def reader_gone(fd: int) -> bool:
+    """Whether nobody reads a pipe any more; False for other files."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
 def widen_pipe(fd: int) -> None:
     """Give a pipe a large buffer where the system allows it; other files are left alone."""
     with contextlib.suppress(OSError):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvetools.backup.streams import MIB, Throttle, pipe, read_full, widen_pipe, write_all
+from pvetools.backup.streams import MIB, Throttle, pipe, read_full, reader_gone, widen_pipe, write_all
 from pvetools.backup.tar_members import RECORD, Member, Rules, Scanner
 from pvetools.system.errors import NotFound, PveError
 
@@ -125,7 +126,8 @@ def _running(argv: Sequence[str], stdin: int, stdout: int, log: Log, *, strict: 
             process.wait()
             raise
         errors.seek(0)
-        lines = errors.read(MIB).decode("utf-8", "replace").splitlines()
+        said = errors.read(MIB).decode("utf-8", "replace").splitlines()
+        lines = [re.sub(r"^\S*/tar: ", "tar: ", line) for line in said]
         for line in lines:
             log(line)
         if code and strict:
@@ -136,7 +138,7 @@ def _reason(lines: Sequence[str]) -> str:
     """What went wrong, out of what tar said: the first complaint, its closing words are always the same."""
     for line in lines:
         if line.strip() and not line.startswith(("Total bytes", "tar: Exiting with failure status")):
-            return line.strip()
+            return line.strip().removeprefix("tar: ")
     return "no message"
 
 
@@ -155,8 +157,13 @@ def create(out: int, argv: Sequence[str], *, limit: int = 0, log: Log) -> None:
     """
     widen_pipe(out)
     if not limit:
-        with _running(argv, -1, out, log):
-            return
+        try:
+            with _running(argv, -1, out, log):
+                return
+        except PveError as error:
+            if reader_gone(out):  # that is the reason; its own exit status tells more
+                raise BrokenPipeError from error
+            raise
     throttle = Throttle(limit)
     with pipe() as (outlet, inlet), _running(argv, -1, inlet.fileno(), log):
         inlet.close()
