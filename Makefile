@@ -88,7 +88,7 @@ install: packages
 	install -m 644 man/*.1 $(PREFIX)/share/man/man1/
 	install -m 644 man/*.5 $(PREFIX)/share/man/man5/
 	install -d /etc/systemd/system
-	install -m 644 systemd/*.service /etc/systemd/system/
+	for unit in systemd/*.service; do sed 's|/usr/local/sbin/|$(PREFIX)/sbin/|' $$unit > /etc/systemd/system/$$(basename $$unit) || exit 1; done
 	if [ -d /run/systemd/system ]; then systemctl daemon-reload && systemctl enable pvetools-guests.service; fi
 
 uninstall:
