@@ -14,7 +14,7 @@ from pvetools.guest.qemu.image import Image
 from pvetools.storage import volumes
 from pvetools.system import log
 from pvetools.system.errors import NotFound, ParamErrors, PveError, Refused
-from pvetools.system.units import GIB, KIB
+from pvetools.system.units import GIB, KIB, format_size
 
 _NEW = re.compile(r"([a-zA-Z][a-zA-Z0-9._-]*[a-zA-Z0-9]):([0-9]+(?:\.[0-9]+)?)")
 _CLOUD_INIT = re.compile(r"[^:]+:cloudinit")
@@ -41,6 +41,8 @@ def make_volume(making: Making) -> str:
 
 def _new_volume(making: Making, storage: str, gib: float) -> str:
     key, drive = making.key, making.value
+    if key.startswith("unused"):
+        raise ParamErrors({key: f"'{drive.file}' asks for a new volume, but unused ones exist already"})
     if not buses.split(key):
         raise Refused(f"{key}: {drive.file}: allocating this kind of volume is not supported yet")
     if is_cdrom(drive):
@@ -52,7 +54,7 @@ def _new_volume(making: Making, storage: str, gib: float) -> str:
         raise ParamErrors({key: f"'{drive.file}': a new disk needs a size in GiB larger than 0"})
     else:
         volid = _allocate(making.vmid, storage, size, drive.format_, making.undo)
-    log.emit(f"{key}: successfully created disk '{volid},size={size // GIB if size % GIB == 0 else gib:g}G'")
+    log.emit(f"{key}: successfully created disk '{volid},size={format_size(size)}'")
     return str(drive.replaced(file=volid, size=size, import_from=None, format_=None).format())
 
 

@@ -22,8 +22,9 @@ def boot_order(build: Build) -> None:
     order = _modern(build, boot.order) if boot and boot.order is not None else legacy
     by_alias = {_alias(device): device for device in build.devices.children}
     for number, key in enumerate(order, 1):
-        device = by_alias[buses.alias(key)]
-        device.add("boot", order=number)
+        device = by_alias.get(buses.alias(key))
+        if device:  # it is missing only when the guest is refused for another reason
+            device.add("boot", order=number)
 
 
 def _alias(device: Element) -> str:

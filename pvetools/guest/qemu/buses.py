@@ -8,7 +8,7 @@ from typing import NamedTuple
 FAMILIES = ("ide", "sata", "scsi", "virtio")
 # where the letters of each family begin; names of targets must be unique across the buses
 _PREFIX = {"ide": ("hd", 0), "sata": ("sd", 0), "scsi": ("sd", 6), "virtio": ("vd", 0)}
-_DISKS_PER_CONTROLLER = {"lsi": 7, "megasas": 256, "pvscsi": 256, "virtio-scsi-pci": 256, "virtio-scsi-single": 1}
+_DISKS_PER_LSI = 7
 
 
 class Unit(NamedTuple):
@@ -65,5 +65,7 @@ def unit(family: str, index: int, scsihw: str, *, q35: bool) -> Unit:
         return Unit("scsi", index, 0, 0, index)
     if scsihw == "virtio-scsi-pci":
         return Unit("scsi", 0, 0, 0, index)
-    controller, place = divmod(index, _DISKS_PER_CONTROLLER[scsihw])
+    if scsihw in ("megasas", "pvscsi"):
+        return Unit("scsi", 0, 0, index, 0)
+    controller, place = divmod(index, _DISKS_PER_LSI)
     return Unit("scsi", controller, 0, 0, place)

@@ -8,6 +8,7 @@ from pvetools.guest.qemu.build import Build, refuse
 # type of vga -> libvirt's model
 MODELS = {"std": "vga", "cirrus": "cirrus", "vmware": "vmvga", "virtio": "virtio"}
 _STANDARD_MEMORY = 16  # MiB
+_WITH_MEMORY = ("std", "cirrus", "vmware")
 
 
 def display(build: Build) -> None:
@@ -18,21 +19,22 @@ def display(build: Build) -> None:
     """
     options = build.options
     kind = options.vga.type if options.vga else "std"
+    keyboard, tablet = options.keyboard, options.tablet
+    memory = options.vga.memory if options.vga else None
     if kind == "none" or kind.startswith("serial"):
         _without_card(build, kind)
         return
     if kind not in MODELS:
         raise refuse("vga", kind, f"choose one of {', '.join(MODELS)}, none or serial0 to serial3")
     video = build.devices.add("video")
-    memory = (options.vga.memory if options.vga else None) or _STANDARD_MEMORY
-    has_memory = kind in ("std", "cirrus", "vmware")
-    video.add("model", type=MODELS[kind], vram=memory * 1024 if has_memory else None, heads=1, primary="yes")
+    size = (memory or _STANDARD_MEMORY) * 1024 if kind in _WITH_MEMORY else None
+    video.add("model", type=MODELS[kind], vram=size, heads=1, primary="yes")
     pci.place(video, "vga", q35=build.q35)
-    screen = build.devices.add("graphics", type="vnc", keymap=options.keyboard)
+    screen = build.devices.add("graphics", type="vnc", keymap=keyboard)
     screen.add("listen", type="socket", socket=f"{build.place.sockets}/{build.place.vmid}.vnc")
-    if options.tablet:
-        tablet = build.devices.add("input", type="tablet", bus="usb")
-        tablet.add("address", type="usb", bus=0, port=1)
+    if tablet:
+        pointer = build.devices.add("input", type="tablet", bus="usb")
+        pointer.add("address", type="usb", bus=0, port=1)
 
 
 def _without_card(build: Build, kind: str) -> None:

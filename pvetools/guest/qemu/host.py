@@ -51,7 +51,7 @@ def gather(vmid: int, options: QemuOptions, *, strict: bool = True) -> Place:
     firewall.check_unfiltered(vmid, [f"net{index}" for index, nic in sorted(options.net.items()) if nic.firewall])
     return Place(
         vmid, place.domain_name(vmid), place.domain_uuid(vmid), str(place.socket_dir()), str(paths.root()), sources,
-        mtus, taps.tap_prefix(vmid), has_kvm(), Path("/sys/fs/cgroup/cgroup.controllers").exists(),
+        mtus, taps.tap_prefix(vmid), has_kvm() or not strict, Path("/sys/fs/cgroup/cgroup.controllers").exists(),
     )  # fmt: skip
 
 

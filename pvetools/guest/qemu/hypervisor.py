@@ -117,9 +117,10 @@ def _start_command() -> str:
 
 
 def _words(error: Exception) -> str:
-    text = str(error)
-    for prefix in ("internal error: ", "unsupported configuration: ", "operation failed: ", "Failed to "):
-        text = text.removeprefix(prefix) if prefix != "Failed to " else text
+    """Libvirt's sentence without its classes of errors and without QEMU's time stamps."""
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z qemu-system-\w+: ", "", str(error))
+    for prefix in ("internal error: ", "unsupported configuration: ", "operation failed: "):
+        text = text.removeprefix(prefix)
     return text.strip().rstrip(".")
 
 
@@ -378,6 +379,16 @@ def block_resize(vmid: int, target: str, size: int) -> None:
 
     with _reported(f"resize of disk {target} of VM {vmid} failed"):
         _domain(vmid).blockResize(target, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+
+
+def has_shares(vmid: int) -> bool:
+    """Whether the weight of a running guest's processor time is in force: libvirt may run without control groups."""
+    import libvirt
+
+    try:
+        return "cpu_shares" in _domain(vmid).schedulerParameters()
+    except libvirt.libvirtError:
+        return False
 
 
 def version() -> str:

@@ -63,6 +63,8 @@ def _run_domain(current: GuestConfig, how: StartOptions) -> None:
     host.prepare_sockets()
     hypervisor.wait_forgotten(vmid)
     hypervisor.create(vmid, domain.xml, paused=domain.paused or how.paused, timeout=how.timeout)
+    if "cpuunits" in current.current and not hypervisor.has_shares(vmid):
+        log.warn("cpuunits has no effect: libvirt runs this guest without the cpu control group")
     prepare.run_hook(hook, vmid, "post-start", required=False)
 
 

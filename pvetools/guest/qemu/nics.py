@@ -8,9 +8,8 @@ from pvetools.network.taps import tap_name
 from pvetools.options.nic import Nic
 from pvetools.system.errors import Refused
 
-# model -> the name of QEMU's device, where it is another
-_DEVICES = {"e1000e": "e1000e", "i82559er": "i82559er", "e1000-82540em": "e1000"}
-_ISA = ("ne2k_isa",)
+# model -> the name that libvirt knows it by, where that is another
+_DEVICES = {"e1000-82540em": "e1000"}
 _RECEIVE_QUEUE = 1024
 
 
@@ -26,6 +25,8 @@ def _nic(build: Build, index: int, nic: Nic) -> None:
     Raises:
         Refused: no MAC address, or an MTU for a model that cannot be told one.
     """
+    if nic.model == "ne2k_isa":
+        raise refuse(f"net{index}", nic.model, "libvirt can't attach ISA cards, take ne2k_pci")
     if not nic.macaddr:
         raise Refused(f"net{index}: macaddr is missing")
     card = build.devices.add("interface", type="bridge" if nic.bridge else "user")
@@ -42,8 +43,7 @@ def _nic(build: Build, index: int, nic: Nic) -> None:
     if mtu:
         card.add("mtu", size=mtu)
     card.add("alias", name=f"ua-net{index}")
-    if nic.model not in _ISA:
-        pci.place(card, f"net{index}", q35=build.q35)
+    pci.place(card, f"net{index}", q35=build.q35)
 
 
 def _mtu(build: Build, index: int, nic: Nic) -> int | None:

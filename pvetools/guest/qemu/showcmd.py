@@ -6,12 +6,15 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
 from pvetools.config import guest as config
 from pvetools.guest.qemu import hypervisor, prepare
 from pvetools.guest.qemu.place import domain_name
 from pvetools.system.errors import NotFound
 
+# libvirt's folder of a domain, with a number in place of -1 while it runs; long names are cut
+_FOLDER = re.compile(r"domain--1-[^/]+/")
 _ENVIRONMENT = re.compile(r"[A-Z_]+=.*")
 
 
@@ -27,40 +30,56 @@ def command_line(vmid: int, *, pretty: bool = False, snapshot: str = "") -> str:
     if snapshot and snapshot not in current.snapshots:
         raise NotFound(f"snapshot '{snapshot}' does not exist")
     domain = prepare.domain_of(current, snapshot=snapshot, strict=False)
-    words = list(_normalised(vmid, hypervisor.check(vmid, _without_taps(domain.xml))))
-    words = _with_taps(words, domain.xml)
+    words = list(_normalised(vmid, hypervisor.check(vmid, domain.xml)))
+    words = _with_cards(words, domain.xml, q35='"pcie-root"' in domain.xml)
     return _pretty(words) if pretty else shlex.join(words)
 
 
-def _without_taps(xml: str) -> str:
-    """Cards behind QEMU's own NAT: libvirt forgets addresses of bridged cards when it only prints the command."""
-    xml = re.sub(r'<interface type="bridge">', '<interface type="user">', xml)
-    xml = re.sub(r"\n *<source bridge=[^\n]*\n *<target dev=[^\n]*", "", xml)
-    return re.sub(r"\n *<driver (queues|rx_queue_size)=[^\n]*", "", xml)
+def _with_cards(words: list[str], xml: str, *, q35: bool) -> list[str]:
+    """Put in what libvirt leaves out of a command that it only prints: where the cards are, and their taps."""
+    from xml.etree import ElementTree
 
-
-def _with_taps(words: list[str], xml: str) -> list[str]:
-    """Put the taps back in place of the NAT."""
-    cards = re.findall(r'<interface type="(bridge|user)">(.*?)</interface>', xml, re.DOTALL)
     out = list(words)
-    for number, (kind, body) in enumerate(cards):
-        tap = re.search(r'<target dev="([^"]+)"', body)
-        queues = re.search(r'queues="(\d+)"', body)
-        if kind == "bridge" and tap:
-            _replace_backend(out, f"hostnet{number}", tap[1], int(queues[1]) if queues else 0)
+    root = ElementTree.fromstring(xml)  # noqa: S314 - our own text
+    for card in root.iterfind("devices/interface"):
+        for place, word in enumerate(out):
+            if out[place - 1] == "-device" and word.startswith("{"):
+                device = json.loads(word)
+                if device.get("mac") == _attribute(card, "mac", "address"):
+                    out[place] = _json({**device, **_device(card, q35=q35)})
+                    _set_backend(out, device["netdev"], card)
     return out
 
 
-def _replace_backend(words: list[str], name: str, tap: str, queues: int) -> None:
+def _attribute(card: Any, child: str, name: str) -> str | None:
+    found = card.find(child)
+    return None if found is None else found.get(name)
+
+
+def _device(card: Any, *, q35: bool) -> dict[str, object]:
+    """Fields of a card's device that libvirt left out."""
+    fields: dict[str, object] = {"id": _attribute(card, "alias", "name")}
+    bus, slot = _attribute(card, "address", "bus"), _attribute(card, "address", "slot")
+    if bus and slot:
+        number = int(bus, 16)
+        fields |= {"bus": f"pci.{number}" if number or not q35 else "pcie.0", "addr": f"0x{int(slot, 16):x}"}
+    for name, child, attribute in (
+        ("bootindex", "boot", "order"), ("rx_queue_size", "driver", "rx_queue_size"), ("host_mtu", "mtu", "size"),
+    ):  # fmt: skip
+        value = _attribute(card, child, attribute)
+        if value:
+            fields[name] = int(value)
+    queues = int(_attribute(card, "driver", "queues") or 0)
+    return {**fields, "mq": True, "vectors": 2 * queues + 2} if queues else fields
+
+
+def _set_backend(words: list[str], name: str, card: Any) -> None:
+    tap = _attribute(card, "target", "dev")
+    queues = int(_attribute(card, "driver", "queues") or 0)
+    fields = {"type": "tap", "ifname": tap, "script": "no", "id": name} if tap else {"type": "user", "id": name}
     for place, word in enumerate(words):
-        if not word.startswith("{"):
-            continue
-        fields = json.loads(word)
-        if words[place - 1] == "-netdev" and fields.get("id") == name:
-            more = {"queues": queues} if queues else {}
-            words[place] = _json({"type": "tap", "ifname": tap, "script": "no", "id": name, **more})
-        elif words[place - 1] == "-device" and fields.get("netdev") == name and queues:
-            words[place] = _json({**fields, "mq": True, "vectors": 2 * queues + 2})
+        if words[place - 1] == "-netdev" and word.startswith("{") and json.loads(word).get("id") == name:
+            words[place] = _json({**fields, **({"queues": queues} if queues else {})})
 
 
 def _json(fields: dict[str, object]) -> str:
@@ -74,7 +93,7 @@ def _normalised(vmid: int, words: list[str]) -> Iterator[str]:
     for word in words:
         started = started or not _ENVIRONMENT.fullmatch(word)
         if started:
-            yield word.replace(f"domain--1-{name}", f"domain-{name}")
+            yield _FOLDER.sub(f"domain-{name}/", word)
 
 
 def _pretty(words: list[str]) -> str:

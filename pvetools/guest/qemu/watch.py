@@ -29,6 +29,7 @@ ELSEWHERE = frozenset(
         "parent", "snaptime", "vmstate", "vmstatestorage", "runningmachine", "runningcpu", "running-nets-host-mtu",
     }
 )  # fmt: skip
+_UNLIMITED = frozenset({"net.rate"})  # where 0 says that there is no limit
 _DRIVES = frozenset({"ide", "sata", "scsi", "virtio", "efidisk0", "tpmstate0", "cdrom"})
 
 
@@ -69,7 +70,7 @@ def unread(record: Record, seen: set[str], prefix: str = "", family: str = "") -
         if general in ELSEWHERE:
             continue
         if prefix + key not in seen:
-            found += [] if _is_neutral(row, value) else [prefix + key]
+            found += [] if _is_neutral(row, value) or (general in _UNLIMITED and value == 0) else [prefix + key]
         elif isinstance(value, PropertyString):
             found += unread(value, seen, f"{prefix}{key}.", "drive" if row.name in _DRIVES else row.name)
     return found
