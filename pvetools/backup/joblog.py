@@ -97,7 +97,7 @@ def logged(argv: Sequence[str]) -> None:
     Raises:
         RunError: it failed. MissingTool: there is no such program.
     """
-    process = run.popen(argv, stdout=run.PIPE, stderr=run.STDOUT)
+    process = run.popen(argv, stdout=run.PIPE, stderr=run.STDOUT, tied=True)
     last = ""
     with process:
         try:

@@ -6,10 +6,8 @@ frozen, so that it is away only for what changed in between; the copy is archive
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,15 +54,6 @@ def points(options: LxcOptions) -> tuple[list[Point], list[str]]:
             included.append(Point(key, point.mp))
         said.append(reason.format(key, point.mp))
     return included, said
-
-
-def in_namespace(outside: Path) -> tuple[list[str], Path]:
-    """Words that bring a command into the mount namespace behind ``/proc/PID/root/...``, and the path there.
-
-    As the container's root a command could not walk through ``/proc/PID/root``.
-    """
-    holder = outside.parts[2]
-    return ["nsenter", f"--mount=/proc/{holder}/ns/mnt", "--"], Path("/", *outside.parts[4:])
 
 
 def file_system(folder: Path) -> str:
@@ -124,10 +113,9 @@ class LxcEngine:
             return
         if run.running:
             self._stop(run)
-        with self._mounted(run) as (prefix, tree):
-            sources = [f".{point.path.rstrip('/')}/" if point.path == "/" else f"./{point.path.strip('/')}"
-                       for point in self._points]  # fmt: skip
-            self._pack(run, tree, sources, run.settings.excludes, prefix)
+        with mounts.mounted(run.vmid, self._included(), self._ids) as tree:
+            sources = [f"./{point.path.strip('/')}" for point in self._points]
+            self._pack(run, tree, sources, run.settings.excludes)
 
     # -- stop mode -------------------------------------------------------------------------------------------------
 
@@ -139,13 +127,10 @@ class LxcEngine:
             if running.is_running(run.vmid):
                 lifecycle.halt(run.vmid, run.settings.options.stopwait * 60)
 
-    @contextlib.contextmanager
-    def _mounted(self, run: Run) -> Iterator[tuple[list[str], Path]]:
-        """The volumes as one tree: words that bring a command into their namespace, and the path there."""
+    def _included(self) -> LxcOptions:
+        """The container's options with only those mount points that go into the archive."""
         chosen = {int(point.key[2:]) for point in self._points if point.key != "rootfs"}
-        options = self._options.replaced(mp={index: self._options.mp[index] for index in chosen} or None)
-        with mounts.mounted(run.vmid, options, self._ids) as outside:
-            yield in_namespace(outside)
+        return self._options.replaced(mp={index: self._options.mp[index] for index in chosen} or None)
 
     # -- suspend mode ----------------------------------------------------------------------------------------------
 
@@ -203,16 +188,14 @@ class LxcEngine:
 
     # -- archive ---------------------------------------------------------------------------------------------------
 
-    def _pack(
-        self, run: Run, tree: Path, sources: list[str], excludes: tuple[str, ...], prefix: list[str] | None = None
-    ) -> None:
+    def _pack(self, run: Run, tree: Path, sources: list[str], excludes: tuple[str, ...]) -> None:
         """Write the archive: the configuration first, then the tree."""
         folder = self._config_folder(run)
-        id_map = [tar.IdRange(entry.kind, entry.inside, entry.outside, entry.count) for entry in self._ids.entries]
+        id_map = [tar.IdRange(*entry) for entry in self._ids.entries]
         argv = tar.create_command(folder, tree, sources=sources, excludes=excludes, id_map=id_map)
         with run.output() as fd:
             limit = run.settings.options.bwlimit * 1024
-            tar.create(fd, [*(prefix or []), *argv], limit=limit, log=joblog.info)
+            tar.create(fd, argv, limit=limit, log=joblog.info)
 
     def _config_folder(self, run: Run) -> Path:
         """The members ``etc/vzdump/pct.conf`` and ``pct.fw``, readable for the container's root."""

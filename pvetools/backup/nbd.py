@@ -211,8 +211,7 @@ def _connect(path: Path, label: str, alive: Callable[[], None] | None) -> socket
 def image(path: Path, form: str, *, read_only: bool = True, known_zero: bool = False) -> Iterator[Export]:
     """An image that no guest is using, served by a qemu-nbd of our own that ends with the block.
 
-    It also ends when this process is killed: at its first breath by the parent-death signal, and later because its
-    only client is gone.
+    It also ends when this process is killed.
 
     Args:
         path: image or block device.
@@ -225,7 +224,7 @@ def image(path: Path, form: str, *, read_only: bool = True, known_zero: bool = F
     """
     import tempfile
 
-    from pvetools.system.run import popen
+    from pvetools.system.run import DEVNULL, popen
 
     if not path.exists():
         raise PveError(f"no such image '{path}'")
@@ -233,9 +232,11 @@ def image(path: Path, form: str, *, read_only: bool = True, known_zero: bool = F
         link = Path(folder) / "nbd"
         options = ["-r"] if read_only else ["--discard=unmap"]
         server = popen(
-            ["setpriv", "--pdeathsig", "TERM", "--", "qemu-nbd", *options, "-f", form, "-k", link, path.absolute()],
+            ["qemu-nbd", *options, "-f", form, "-k", link, path.absolute()],
+            stdout=DEVNULL,
             stderr=errors,
             env=_KEEP_MEMORY,
+            tied=True,
         )
         try:
             export = Export(link, label=str(path), known_zero=known_zero, alive=lambda: _check(server, path, errors))

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pvetools.backup import compress, extract, joblog, signals, tar
-from pvetools.backup.lxc_backup import in_namespace
 from pvetools.backup.restore_qemu import STDIN, free_all
 from pvetools.backup.streams import MIB, read_full
 from pvetools.config import guest as config
@@ -314,10 +313,9 @@ class _Restore:
         options = hosting.options(vmid, {**self.plan.section, **self.made})
         used = {text.partition(":")[0] for text in kind.volumes_of(self.made).values()}
         limit = volumes.bwlimit("restore", used, request.bwlimit) * 1024
-        id_map = [tar.IdRange(entry.kind, entry.inside, entry.outside, entry.count) for entry in self.ids.entries]
-        with mounts.mounted(vmid, options, self.ids, writable=True) as outside:
-            prefix, inside = in_namespace(outside)
-            argv = [*prefix, *tar.extract_command(inside, id_map=id_map)]
+        id_map = [tar.IdRange(*entry) for entry in self.ids.entries]
+        with mounts.mounted(vmid, options, self.ids, writable=True) as root:
+            argv = tar.extract_command(root, id_map=id_map)
             # The two files are about the backup, not part of the container.
             argv += [f"--exclude={tar.CONFIG}", f"--exclude={tar.FIREWALL}"]
             log.emit("extracting archive")

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NamedTuple, NoReturn
 
 from pvetools.system.errors import MissingTool, PveError, RunError
@@ -31,6 +31,7 @@ KEPT_ENV = (
     "PVETOOLS_ROOT",
     "PVETOOLS_DEBUG",
 )
+_PR_SET_PDEATHSIG, _SIGKILL = 1, 9
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -117,8 +118,9 @@ def popen(
     cwd: str | os.PathLike[str] | None = None,
     pass_fds: Sequence[int] = (),
     new_session: bool = False,
+    tied: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start a program for streaming; the caller waits for it."""
+    """Start a program for streaming; the caller waits for it. ``tied``: it is killed when this process is."""
     words = [os.fspath(word) for word in argv]
     return subprocess.Popen(
         [require(words[0]), *words[1:]],
@@ -129,7 +131,22 @@ def popen(
         cwd=cwd,
         pass_fds=pass_fds,
         start_new_session=new_session,
+        preexec_fn=_die_with(os.getpid()) if tied else None,
     )
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """What a child does before it becomes its program: it asks the kernel to be killed when its parent ends."""
+    import ctypes
+
+    control = ctypes.CDLL(None).prctl
+
+    def tie() -> None:
+        control(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it was too late
+            os._exit(1)
+
+    return tie
 
 
 def interactive(argv: Sequence[str | os.PathLike[str]]) -> int:
