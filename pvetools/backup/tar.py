@@ -108,22 +108,26 @@ def _running(argv: Sequence[str], stdin: int, stdout: int, log: Log, *, strict: 
 
     from pvetools.system.run import DEVNULL, popen
 
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as errors, pipe() as (lifeline, held):
         process = popen(
             argv,
             stdin=DEVNULL if stdin < 0 else stdin,
             stdout=DEVNULL if stdout < 0 else stdout,
             stderr=errors,
+            pass_fds=(held.fileno(),),
             new_session=True,
         )
+        held.close()
         try:
             yield process
             code = process.wait()
         except BaseException:
-            # The whole group: lxc-usernsexec would leave its tar running.
+            # The whole group: lxc-usernsexec would leave its tar running. Only when that has let go of its end of the
+            # pipe it is really gone, and the folder may be unmounted.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            lifeline.read()
             raise
         errors.seek(0)
         said = errors.read(MIB).decode("utf-8", "replace").splitlines()

@@ -1,0 +1,94 @@
+"""Archives of unprivileged containers: owners are stored as the container sees them."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pvetools.backup import tar
+from pvetools.system.errors import PveError
+from tests.unit.backup.samples import Feed, Sink
+
+IDS = [tar.IdRange("u", 0, 100000, 65536), tar.IdRange("g", 0, 100000, 65536)]
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A container's root folder that its own root user can reach."""
+    for path in (tmp_path, *tmp_path.parents):
+        if path.owner() == "root" and path != Path("/") and not path.stat().st_mode & 0o001:
+            path.chmod(path.stat().st_mode | 0o011)
+    made = tmp_path / "root"
+    made.mkdir()
+    os.chown(made, 100000, 100000)
+    return made
+
+
+def packed(root: Path, base: Path) -> bytes:
+    inner = base / "config/etc/vzdump"
+    inner.mkdir(parents=True)
+    for name in ("pct.conf", "pct.fw"):
+        (inner / name).write_text("")
+        os.chown(inner / name, 100000, 100000)
+    with Sink() as sink:
+        tar.create(sink.fd, tar.create_command(base / "config", root, id_map=IDS), log=quiet)
+    return sink.data
+
+
+def test_owners_are_those_inside_and_come_back_as_those_outside(root: Path, tmp_path: Path) -> None:
+    (root / "etc").mkdir()
+    (root / "lost+found").mkdir(mode=0o700)
+    for name, owner in (("etc", 100000), ("etc/a", 100000), ("etc/b", 101000), ("lost+found", 100000)):
+        if "/" in name:
+            (root / name).write_text(name)
+        os.chown(root / name, owner, owner)
+    data = packed(root, tmp_path)
+    with tarfile.open(fileobj=io.BytesIO(data)) as file:
+        owners = {member.name: (member.uid, member.gid) for member in file}
+    assert owners["./etc/a"] == (0, 0)
+    assert owners["./etc/b"] == (1000, 1000)
+    assert "./lost+found" not in owners
+    back = tmp_path / "back"
+    back.mkdir()
+    os.chown(back, 100000, 100000)
+    with Feed(data) as fd:
+        tar.extract(fd, tar.extract_command(back, id_map=IDS), devices=False, log=quiet)
+    assert (back / "etc/a").stat().st_uid == 100000
+    assert (back / "etc/b").stat().st_uid == 101000
+    again = tmp_path / "privileged"
+    again.mkdir()
+    with Feed(data) as fd:
+        tar.extract(fd, tar.extract_command(again), devices=True, log=quiet)
+    assert (again / "etc/b").stat().st_uid == 1000
+
+
+def test_a_failing_unpack_leaves_no_tar_running(root: Path, tmp_path: Path) -> None:
+    """The archive goes wrong while tar, two processes away, waits for more."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as file:
+        for number in range(20):
+            info = tarfile.TarInfo(f"./file{number}")
+            info.size = 200_000
+            file.addfile(info, io.BytesIO(os.urandom(info.size)))
+        file.addfile(tarfile.TarInfo("../evil"))
+    with Feed(out.getvalue()) as fd, pytest.raises(PveError, match=r"'\.\./evil' points outside"):
+        tar.extract(fd, tar.extract_command(root, id_map=IDS), devices=False, log=quiet)
+    running = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    words = [_cmdline(entry) for entry in running]
+    assert not [line for line in words if f"--directory={root}".encode() in line]
+    assert not (tmp_path / "evil").exists()
+
+
+def _cmdline(entry: Path) -> bytes:
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
