@@ -146,15 +146,17 @@ def _entry(source: Path, target: str, options: str) -> str:
 
 def _escaped(path: str) -> str:
     """Blanks as ``fstab`` writes them."""
-    return path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011").replace("#", "\\043")
+    return path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
 
 
 def _device(ct: Container, host: Host, index: int, device: PassedDevice) -> Iterator[Line]:
     path = device.path or ""
     yield "lxc.mount.entry", _entry(folder(ct.vmid, host) / f"mounts/dev{index}", path, "bind,create=file")
     kind, major, minor = ct.devices[index]
-    rights = "r" if device.deny_write else "rw"
-    yield f"{_prefix(host)}.devices.allow", f"{kind} {major}:{minor} {rights}"
+    number = f"{kind} {major}:{minor}"
+    yield f"{_prefix(host)}.devices.allow", f"{number} {'r' if device.deny_write else 'rw'}"
+    if device.deny_write:  # unprivileged containers begin with everything allowed
+        yield f"{_prefix(host)}.devices.deny", f"{number} w"
 
 
 def _prefix(host: Host) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pvetools.guest.common import destroy as common
-from pvetools.guest.lxc import hosting, lifecycle, running
+from pvetools.guest.lxc import hosting, lifecycle, mounts, running
 from pvetools.guest.lxc.kind import LXC
 
 
@@ -21,5 +21,6 @@ def destroy(vmid: int, *, force: bool = False, purge: bool = False, unreferenced
     """
     if force and running.is_running(vmid):
         lifecycle.stop(vmid, skip_lock=True)
+    mounts.check_detached(vmid)
     common.destroy(LXC, vmid, purge=purge, unreferenced=unreferenced, skip_lock=force)
     hosting.forget(vmid)

@@ -64,7 +64,7 @@ def forget(vmid: int) -> None:
     """
     groups.remove_leftovers(vmid)
     home = paths.lxc_dir() / str(vmid)
-    for place in (home / "mounts").glob("*") if (home / "mounts").is_dir() else ():
+    for place in (home / "mounts").iterdir() if (home / "mounts").is_dir() else ():
         _discard(place)
     for name in ("mounts", "rootfs", "config", "rules.seccomp", ""):
         _discard(home / name)

@@ -90,6 +90,7 @@ def _plan(current: GuestConfig, *, debug: bool) -> _Plan:
     support.check(vmid, options, host)
     ids = idmap.of(current.current, current.lxc)
     idmap.check_host(ids)
+    mounts.check_detached(vmid)
     mounts.check_reachable(vmid, ids)
     for index, nic in options.net.items():
         if nic.bridge:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from pvetools.guest.lxc.idmap import IdMap
 from pvetools.guest.lxc.tree import GuestTree
 from pvetools.options.lxc import LxcOptions, MountPoint, PassedDevice, Rootfs
 from pvetools.system import paths, run
-from pvetools.system.errors import PveError
+from pvetools.system.errors import PveError, Refused
 
 
 class Source(NamedTuple):
@@ -75,6 +76,28 @@ def root_folder(vmid: int) -> Path:
 def staging(vmid: int, key: str) -> Path:
     """Where another volume or device waits until LXC binds it into the container."""
     return paths.lxc_dir() / str(vmid) / "mounts" / key
+
+
+def attached(vmid: int) -> list[str]:
+    """Mount points of a container that everyone on the host sees, the last one made first."""
+    home = os.path.realpath(paths.lxc_dir() / str(vmid))
+    lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+    points = [_unescaped(line.split(" ")[4]) for line in lines]
+    return [point for point in reversed(points) if point.startswith(f"{home}/")]
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def check_detached(vmid: int) -> None:
+    """Refuse to touch volumes that are mounted on the host.
+
+    Raises:
+        Refused: with the command that unmounts them.
+    """
+    if attached(vmid):
+        raise Refused(f"CT {vmid} is mounted on the host; unmount it with: pct unmount {vmid}")
 
 
 def make_folders(vmid: int) -> None:

@@ -115,9 +115,10 @@ def _tar(source: IO[bytes] | None, root: Path, ids: IdMap) -> tuple[str, int]:
 
 
 def _text(data: bytes) -> str:
-    """The first lines that say something."""
-    lines = [line for line in data.decode("utf-8", "replace").splitlines() if "Removing leading" not in line]
-    return "; ".join(lines[:3])
+    """The first lines that say something, without the program's name and its closing words."""
+    lines = [line.partition(": ")[2] or line for line in data.decode("utf-8", "replace").splitlines()]
+    said = [line.strip() for line in lines if not line.startswith(("Removing leading", "Exiting with failure"))]
+    return "; ".join(said[:3])
 
 
 def _judge(archive: Path, said: str, code: int, feeder_said: str, feeder: int, *, ignore_errors: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pvetools.config import guest as config
@@ -10,7 +9,6 @@ from pvetools.guest.lxc import host as hosts
 from pvetools.guest.lxc import hosting, idmap, inside, mounts, running, runtime
 from pvetools.guest.lxc.groups import bound_cpus
 from pvetools.guest.lxc.kind import volumes_of
-from pvetools.options.lxc import LxcOptions
 from pvetools.system import lock, log, run
 from pvetools.system.errors import ParamErrors, PveError, Refused
 
@@ -48,18 +46,17 @@ def unmount(vmid: int) -> None:
     """
     with lock.guest_lock(vmid):
         current = config.load("lxc", vmid)
-        if current.lock != "mounted":
+        if current.lock != "mounted" and not mounts.attached(vmid):
             raise Refused(f"CT {vmid} is not mounted")
         _detach(vmid)
-        del current.current["lock"]
-        config.save(current)
+        if current.lock == "mounted":
+            del current.current["lock"]
+            config.save(current)
 
 
 def _detach(vmid: int) -> None:
-    root = mounts.root_folder(vmid)
-    for place in [*(mounts.staging(vmid, "").glob("*") if mounts.staging(vmid, "").is_dir() else ()), root]:
-        while os.path.ismount(place):
-            run.run(["umount", "--recursive", place])
+    for place in mounts.attached(vmid):
+        run.run(["umount", place])
 
 
 def fsck(vmid: int, device: str = "rootfs", *, force: bool = False) -> str:
@@ -93,17 +90,15 @@ def fstrim(vmid: int, *, ignore_mountpoints: bool = False) -> None:
     Raises:
         Refused: it does not run. NotFound.
     """
-    options = hosting.options(vmid, inside.require_running(vmid).current)
-    pid = runtime.init_pid(vmid)
-    for path in _image_paths(options, ignore_mountpoints=ignore_mountpoints):
-        done = run.run(["fstrim", "-v", f"/proc/{pid}/root{path}"], check=False)
-        log.emit(f"{path}: " + (done.stdout.strip().rpartition(": ")[2] or done.stderr.strip()))
-
-
-def _image_paths(options: LxcOptions, *, ignore_mountpoints: bool) -> list[str]:
-    sources = mounts.sources(options)
-    chosen = sources[:1] if ignore_mountpoints else sources
-    return [source.target for source in chosen if not source.path.is_dir()]
+    current = inside.require_running(vmid)
+    options, ids = hosting.options(vmid, current.current), idmap.of(current.current, current.lxc)
+    found = mounts.sources(options)
+    chosen = found[:1] if ignore_mountpoints else found
+    with mounts.mounted(vmid, options, ids) as root:  # once more, where the host's tool can reach them
+        for source in chosen:
+            if not source.path.is_dir() and not source.read_only:
+                done = run.run(["fstrim", "-v", root / source.target.lstrip("/")], check=False)
+                log.emit(f"{source.target}: " + (done.stdout.strip().rpartition(": ")[2] or done.stderr.strip()))
 
 
 def cpusets() -> dict[int, tuple[int, ...]]:

@@ -32,6 +32,21 @@ MACHINES = {(62, 2): "amd64", (3, 1): "i386", (183, 2): "arm64", (40, 1): "armhf
             (243, 2): "riscv64"}  # fmt: skip
 PROGRAMS = ("/bin/sh", "/bin/busybox", "/sbin/init", "/usr/bin/env")
 NETWORKD = ("/lib/systemd/systemd-networkd", "/usr/lib/systemd/systemd-networkd")
+UNITS = ("/usr/lib/systemd/system", "/lib/systemd/system")
+GETTY = "container-getty@.service"
+# systemd looks for a container's terminals among the pseudo terminals, LXC puts them at /dev/ttyN
+GETTY_ON_TTY = """\
+[Unit]
+ConditionPathExists=
+ConditionPathExists=/dev/tty%I
+
+[Service]
+ExecStart=
+ExecStart=-/sbin/agetty --noclear --keep-baud tty%I 115200,38400,9600 $TERM
+TTYPath=/dev/tty%I
+"""
+# mounts that an unprivileged container may not make; they would only leave it "degraded"
+FORBIDDEN_MOUNTS = ("sys-kernel-debug.mount", "sys-kernel-config.mount")
 IFUPDOWN = ("/sbin/ifup", "/usr/sbin/ifup")
 
 
@@ -148,11 +163,33 @@ def _resolv(ct: Subject) -> None:
 
 
 def _terminals(ct: Subject) -> None:
+    """A login on each of the container's terminals, as its init does it."""
+    unit = _unit_file(ct.tree, GETTY)
+    if unit:
+        _systemd_terminals(ct, unit)
     before = ct.tree.read("/etc/inittab")
     if before is None or ct.ostype not in ("debian", "devuan", "ubuntu") or _busybox_init(ct.tree):
         return
     old = ct.ostype == "debian" and (0,) < _version(ct) < (7,)
     _changed(ct, "/etc/inittab", names.inittab(before, ct.options.tty, "-L" if old else "--noclear"))
+
+
+def _systemd_terminals(ct: Subject, unit: str) -> None:
+    wants = "/etc/systemd/system/getty.target.wants"
+    wanted = {GETTY.replace("@", f"@{number}") for number in range(1, ct.options.tty + 1)}
+    there = {name for name in ct.tree.names(wants) if name.startswith("container-getty@")}
+    if wanted:
+        _changed(ct, f"/etc/systemd/system/{GETTY}.d/pve.conf", GETTY_ON_TTY)
+    for name in there - wanted:
+        ct.tree.remove(f"{wants}/{name}")
+    for name in sorted(wanted - there):
+        ct.tree.mkdir(wants)
+        ct.tree.symlink(f"{wants}/{name}", unit)
+
+
+def _unit_file(tree: GuestTree, unit: str) -> str | None:
+    """Path of a unit that the distribution brings."""
+    return next((f"{place}/{unit}" for place in UNITS if tree.exists(f"{place}/{unit}")), None)
 
 
 def _busybox_init(tree: GuestTree) -> bool:
@@ -226,8 +263,7 @@ def _networkd(ct: Subject, nics: dict[int, LxcNic]) -> None:
 
 def _enable(tree: GuestTree, unit: str) -> None:
     wants = "/etc/systemd/system/multi-user.target.wants"
-    unit_file = next((f"{place}/{unit}" for place in ("/usr/lib/systemd/system", "/lib/systemd/system")
-                      if tree.exists(f"{place}/{unit}")), None)  # fmt: skip
+    unit_file = _unit_file(tree, unit)
     if unit_file and tree.stat(f"{wants}/{unit}", follow=False) is None:
         tree.mkdir(wants)
         tree.symlink(f"{wants}/{unit}", unit_file)
@@ -259,6 +295,11 @@ def after_create(ct: Subject, password_hash: str = "", ssh_keys: Sequence[str] =
             ct.tree.write("/etc/shadow", names.shadow(text, password_hash, int(time.time()) // 86400))
     if ssh_keys:
         _keys(ct, ssh_keys)
+    if ct.options.unprivileged:
+        for unit in FORBIDDEN_MOUNTS:
+            own = f"/etc/systemd/system/{unit}"
+            if _unit_file(ct.tree, unit) and ct.tree.stat(own, follow=False) is None:
+                ct.tree.symlink(own, "/dev/null")
     if ct.tree.read("/etc/machine-id"):
         ct.tree.write("/etc/machine-id", "")  # systemd makes a new one; two containers with one id are one to DHCP
 
