@@ -148,12 +148,12 @@ def test_an_image_of_another_format_is_refused_in_the_servers_words(raw: Path) -
 
 def test_an_image_in_use_is_refused(tmp_path: Path) -> None:
     path = empty(tmp_path / "busy.qcow2", "qcow2", MIB)
-    with nbd.image(path, "qcow2", read_only=False):
-        with (
-            pytest.raises(PveError, match=r"cannot serve '.*busy\.qcow2': .*another process"),
-            nbd.image(path, "qcow2"),
-        ):
-            pass
+    with (
+        nbd.image(path, "qcow2", read_only=False),
+        pytest.raises(PveError, match=r"cannot serve '.*busy\.qcow2': .*another process"),
+        nbd.image(path, "qcow2"),
+    ):
+        pass
 
 
 def test_a_read_only_export_cannot_be_written(raw: Path) -> None:
@@ -301,7 +301,7 @@ print(int(peak[0].split()[1]) // 1024)
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
-    """Every second block is zero, so that there are as many requests as can be: 24576 writes and as many stretches of zeros."""
+    """Every second block is zero, so that there are as many requests as can be: 24576 writes."""
     size = 64 * MIB
     source, target = tmp_path / "source", tmp_path / "target"
     block = b"\x11" * 4096 + bytes(4096)
