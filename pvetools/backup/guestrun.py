@@ -335,11 +335,19 @@ def _note_values(run: Run) -> dict[str, str]:
 
 
 def _give_back(run: Run, engine: Engine) -> None:
-    """Unlock the guest, bring it back into its state, remove everything temporary."""
+    """Unlock the guest, bring it back into its state, remove everything temporary.
+
+    Raises:
+        PveError: the guest did not come back; that must not pass for a good backup.
+    """
     _attempt("can't remove the lock", lambda: config.clear_lock(run.kind, run.vmid, "backup"))
-    _attempt("can't bring the guest back into its former state", lambda: engine.restore_state(run))
-    run.journal.remove_paths()
-    run.journal.close()
+    try:
+        engine.restore_state(run)
+    except (PveError, OSError) as error:
+        raise PveError(f"can't bring the guest back into its former state: {error}") from error
+    finally:
+        run.journal.remove_paths()
+        run.journal.close()
 
 
 def _attempt(what: str, action: Callable[[], object]) -> None:

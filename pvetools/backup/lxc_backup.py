@@ -148,12 +148,21 @@ class LxcEngine:
             self._frozen = True
             runtime.freeze(run.vmid)
         self._sync(run, source, tree, "final")
+        self._own_places(tree)
         joblog.info("resuming guest")
         run.hook("pre-restart")
         self._thaw(run)
         run.hook("post-restart")
         run.back_online()
         return tree
+
+    def _own_places(self, tree: Path) -> None:
+        """The running container has the kernel's file systems mounted here: give the bare folders back to its root."""
+        for name in ("proc", "sys", "dev"):
+            place = tree / name
+            if place.is_dir() and not place.is_symlink():
+                os.chown(place, *self._ids.root)
+                place.chmod(0o755)
 
     def _thaw(self, run: Run) -> None:
         if self._frozen:
@@ -216,14 +225,14 @@ class LxcEngine:
         """Start or thaw the container, where it was stopped or frozen for the backup."""
         if run.stopped_at is None:
             return
-        run.hook("pre-restart")
+        run.hooks.try_call("pre-restart", run.mode, run.vmid)
         if self._frozen:
             joblog.info("resume vm")
             self._thaw(run)
         elif not running.is_running(run.vmid):
             joblog.info("restarting vm")
             lifecycle.start(run.vmid)
-        run.hook("post-restart")
+        run.hooks.try_call("post-restart", run.mode, run.vmid)
         run.back_online()
 
     def clean_up(self, left: Journal) -> None:

@@ -245,13 +245,13 @@ class QemuEngine:
         """Let the machine run again, where it was stopped or suspended for the backup."""
         if run.stopped_at is None:
             return
-        run.hook("pre-restart")
+        run.hooks.try_call("pre-restart", run.mode, run.vmid)
         if not self.is_running(run.vmid):
             lifecycle.start(run.vmid)
         elif self._resume:
             lifecycle.resume(run.vmid)
         self._resume = False
-        run.hook("post-restart")
+        run.hooks.try_call("post-restart", run.mode, run.vmid)
         run.back_online()
 
     def clean_up(self, left: Journal) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from pvetools.backup import compress, extract, joblog, signals, tar
+from pvetools.backup import compress, extract, signals, tar
 from pvetools.backup.restore_qemu import STDIN, free_all
 from pvetools.backup.streams import MIB, read_full
 from pvetools.config import guest as config
@@ -321,7 +321,7 @@ class _Restore:
             log.emit("extracting archive")
             tar.extract(
                 stream, argv, devices=not self.ids.entries, limit=limit, ignore_errors=request.ignore_errors,
-                log=joblog.info,
+                log=log.emit,
             )  # fmt: skip
 
     # -- configuration ---------------------------------------------------------------------------------------------
