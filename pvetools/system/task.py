@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -227,6 +228,7 @@ def run(kind: str, ident: str, body: Callable[[], object], user: str = "root@pam
     Raises:
         PveError: what the body raised; Interrupted after SIGINT, SIGTERM or SIGHUP.
     """
+    gc.enable()  # tools switch it off to start fast
     pid = os.getpid()
     ident = re.sub(r"[:\s/]", "-", ident)
     upid = Upid(paths.node(), pid, process_start(pid), int(time.time()), kind, ident, user)
@@ -275,7 +277,7 @@ def _reason(error: BaseException) -> str:
 def interruptible() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into the same KeyboardInterrupt that Ctrl-C raises, so that undo stacks unwind."""
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
