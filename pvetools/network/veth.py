@@ -24,9 +24,7 @@ _IFF_UP = 1
 def name(vmid: int, index: int) -> str:
     """Host's end of interface ``net<index>``: ``veth101i0`` as in Proxmox VE, another one below another root."""
     tag = paths.root_tag()
-    if not tag:
-        return f"veth{vmid}i{index}"
-    readable = f"v{tag[:4]}{vmid}i{index}"
+    readable = f"v{tag[:4]}{vmid}i{index}" if tag else f"veth{vmid}i{index}"
     if len(readable) <= MAX_NAME:
         return readable
     return f"v{hashlib.sha256(f'{tag}/{vmid}'.encode()).hexdigest()[:10]}i{index}"
