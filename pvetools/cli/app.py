@@ -147,6 +147,8 @@ def parse(command: Command, args: Sequence[str], *, target: Any = None) -> Parse
     params = parameters(command, target)
     words, problems, named = option_words(args, params, command)
     if problems:
+        if any(name.endswith("...") for name in command.positional):
+            problems.append("(words that begin with a dash and are no options stand behind '--')")
         raise UsageError("\n".join(["unable to parse option", *problems, *_wrong_values(words, params)]))
     arguments = [name for name in command.positional if name.removesuffix("...") not in named]
     signature = [_argument(i, name, params.FIELDS[name.removesuffix("...")]) for i, name in enumerate(arguments)]

@@ -69,6 +69,14 @@ def test_words_behind_two_dashes_are_taken_as_they_are(tool: Tool) -> None:
     }
 
 
+def test_where_words_may_follow_the_way_to_give_them_is_told(run: Run) -> None:
+    assert run("exec", "100", "ls", "-l").err.splitlines()[:3] == [
+        "400 unable to parse option",
+        "Unknown option: l",
+        "(words that begin with a dash and are no options stand behind '--')",
+    ]
+
+
 def test_an_alias_and_a_family_of_options_are_known(run: Run) -> None:
     ran = run("set", "100", "--disk", "x", "--net3", "y", "--output-format", "json")
     assert ran.data == {"vmid": 100, "ide": "x", "net3": "y", "node": "here"}
