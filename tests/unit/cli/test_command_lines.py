@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pvetools.cli import app
 from pvetools.render.command import Tool, UsageError, pick
+from tests.unit.cli import demo
 from tests.unit.cli.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -44,6 +47,17 @@ def test_an_option_is_written_with_one_or_two_dashes_and_with_or_without_equals_
 def test_a_value_may_look_like_anything(tool: Tool, value: str) -> None:
     assert _parse(tool, "set", "100", "--name", value)["name"] == value
     assert _parse(tool, "set", "100", f"--name={value}")["name"] == value
+
+
+_WORD = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"))
+
+
+@given(_WORD, _WORD, st.lists(_WORD, min_size=1))
+def test_whatever_is_given_arrives_unchanged(name: str, script: str, extra: list[str]) -> None:
+    raw = app.parse(demo.TOOL.commands["set"], ["--name", name, f"-script={script}", "100"], target=demo.SET).raw
+    assert raw == {"vmid": "100", "name": name, "script": script}
+    raw = app.parse(demo.TOOL.commands["exec"], ["100", "--", *extra], target=demo.RUN).raw
+    assert raw == {"vmid": "100", "extra": extra}
 
 
 def test_a_boolean_stands_alone_or_with_its_value(tool: Tool) -> None:
