@@ -291,10 +291,15 @@ def update_attributes(p: AttributeParams) -> None:
 
 @method("DELETE", _VOLUME_PATH, VolumeParams, permission=("user",), task="imgdel", task_id="storage")
 def free(p: VolumeParams) -> None:
-    """Remove a volume."""
+    """Remove a volume that no guest names as a disk."""
+    from pvetools.guest.common import references
     from pvetools.storage import volumes
     from pvetools.system import log
+    from pvetools.system.errors import Refused
 
     volid = _volid(p)
+    user = references.disk_of(volid)
+    if user:
+        raise Refused(f"volume '{volid}' is a disk of {user}; detach it there first")
     volumes.free(volid)
     log.emit(f"Removed volume '{volid}'")

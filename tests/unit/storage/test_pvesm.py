@@ -129,6 +129,19 @@ def test_alloc_path_and_free(ok: Callable[..., str], run: Callable[..., Ran], ro
     assert not Path(path).exists()
 
 
+def test_the_disk_of_a_guest_is_not_freed_under_it(ok: Callable[..., str], run: Callable[..., Ran]) -> None:
+    volid = "local:100/vm-100-disk-0.raw"
+    ok("alloc", "local", "100", "", "100")
+    guest = paths.guest_config("qemu", 100)
+    guest.parent.mkdir(parents=True, exist_ok=True)
+    for line in (f"scsi0: {volid},size=100K", f"scsi0: iothread=1,file={volid}"):
+        guest.write_text(f"name: web\n{line}\n")
+        ran = run("free", volid)
+        assert (ran.code, ran.err) == (255, f"volume '{volid}' is a disk of VM 100 (scsi0); detach it there first\n")
+    guest.write_text(f"scsi0: {volid}x,size=100K\nunused0: {volid}\n")
+    assert run("free", volid).code == 0
+
+
 def test_the_format_can_be_chosen(ok: Callable[..., str]) -> None:
     assert "vm-100-disk-0.qcow2" in ok("alloc", "local", "100", "", "1G", "--format", "qcow2")
     assert "subvol-100-disk-1.subvol" in ok("alloc", "local", "100", "", "0", "--format", "subvol")
