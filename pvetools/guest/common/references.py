@@ -15,7 +15,7 @@ def disk_of(volid: str) -> str:
 
     ``unusedN`` entries do not count. Snapshots and pending changes do.
     """
-    names_it = re.compile(rf"^(?!unused)(\w+): (?:[^,\n]*=)?{re.escape(volid)}(?:,|$)", re.MULTILINE)
+    names_it = re.compile(rf"^(?!unused)(\w+): (?:[^\n]*,)?(?:[\w-]+=)?{re.escape(volid)}(?:,|$)", re.MULTILINE)
     for vmid, (node, kind) in config.cluster_guests().items():
         text = files.read_text(paths.guest_config(kind, vmid, node)) or ""
         if volid in text and (match := names_it.search(text)):
