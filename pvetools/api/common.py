@@ -7,6 +7,9 @@ from pvetools.schema.formats import digest, vmid
 from pvetools.schema.formats import node as node_name
 from pvetools.system.errors import Refused
 
+# options that the tools keep in guests' files themselves: no user sets them
+FILE_ONLY = frozenset({"internal"})
+
 
 class NodeParams(Record):
     """Methods below ``/nodes/{node}``."""

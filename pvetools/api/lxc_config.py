@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pvetools.api.common import DigestParam, GuestParams, NodeParams
+from pvetools.api.common import FILE_ONLY, DigestParam, GuestParams, NodeParams
 from pvetools.api.tree import NULL, method
 from pvetools.options.lxc import LxcOptions
 from pvetools.schema import formats
@@ -18,6 +18,8 @@ _KEYS = listing(formats.config_id)
 
 class CreateParams(NodeParams, LxcOptions):
     """Parameters of creating and restoring."""
+
+    LEAVES_OUT = FILE_ONLY
 
     vmid: int = field(formats.vmid, "Id of the new container.", required=True)
     ostemplate: str = field(
@@ -99,9 +101,7 @@ def vm_destroy(params: DestroyParams) -> None:
     """Destroy a container with all volumes that it owns."""
     from pvetools.guest.lxc import destroy
 
-    destroy.destroy(
-        params.vmid, force=params.force, purge=params.purge, unreferenced=params.destroy_unreferenced_disks
-    )
+    destroy.destroy(params.vmid, force=params.force, purge=params.purge, unreferenced=params.destroy_unreferenced_disks)
 
 
 class ConfigParams(GuestParams):
@@ -131,6 +131,8 @@ def vm_pending(params: GuestParams) -> list[dict[str, Any]]:
 
 class UpdateParams(GuestParams, LxcOptions, DigestParam):
     """Parameters of changing a configuration."""
+
+    LEAVES_OUT = FILE_ONLY
 
     delete: list[str] = field(_KEYS, "Options to remove.", default=[])
     revert: list[str] = field(_KEYS, "Pending changes to drop.", default=[])
@@ -175,5 +177,3 @@ def vm_resize(params: ResizeParams) -> None:
     from pvetools.guest.lxc import resize
 
     resize.resize(params.vmid, params.disk, params.size, params.digest)
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pvetools.api.common import DigestParam, GuestParams, refuse
+from pvetools.api.common import FILE_ONLY, DigestParam, GuestParams, refuse
 from pvetools.api.tree import NULL, UPID, method
 from pvetools.options.qemu import QemuOptions
 from pvetools.schema import formats
@@ -26,6 +26,8 @@ option_name = formats.config_id
 
 class CreateParams(QemuOptions, GuestParams):
     """Everything that can be said when a virtual machine is made or restored."""
+
+    LEAVES_OUT = FILE_ONLY
 
     archive: str | None = field(string(max_length=255), "Restore from this backup: volume id, path, or - for stdin.")
     storage: str | None = field(formats.storage_id, "Storage for the restored disks.")
@@ -98,6 +100,8 @@ def vm_pending(p: GuestParams) -> list[dict[str, Any]]:
 
 class ChangeParams(QemuOptions, GuestParams, DigestParam):
     """What can be said when options are changed."""
+
+    LEAVES_OUT = FILE_ONLY
 
     delete: list[str] | None = field(listing(option_name), "Options to delete.")
     revert: list[str] | None = field(listing(option_name), "Pending changes to forget.")

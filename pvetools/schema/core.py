@@ -128,6 +128,7 @@ class Record:
 
     FIELDS: ClassVar[Mapping[str, Field]] = {}
     ALIASES: ClassVar[Mapping[str, str]] = {}
+    LEAVES_OUT: ClassVar[frozenset[str]] = frozenset()
     _own: ClassVar[Mapping[str, Field]] = {}
     given: dict[str, Any]
 
@@ -136,7 +137,8 @@ class Record:
         fields: dict[str, Field] = {}
         aliases: dict[str, str] = {}
         for base in reversed(cls.__mro__):
-            fields.update(vars(base).get("_own", {}))
+            own = vars(base).get("_own", {})
+            fields.update({label: row for label, row in own.items() if row.apply not in cls.LEAVES_OUT})
             aliases.update(vars(base).get("ALIASES", {}))
         cls.FIELDS, cls.ALIASES = fields, aliases
 
