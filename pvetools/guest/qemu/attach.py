@@ -13,11 +13,17 @@ from pvetools.guest.qemu.disks import is_cdrom
 from pvetools.guest.qemu.image import Image
 from pvetools.storage import volumes
 from pvetools.system import log
-from pvetools.system.errors import NotFound, ParamErrors, PveError, Refused
-from pvetools.system.units import GIB, KIB, format_size
+from pvetools.system.errors import NotFound, ParamErrors, PveError, Refused, RunError
+from pvetools.system.units import GIB, format_size
 
 _NEW = re.compile(r"([a-zA-Z][a-zA-Z0-9._-]*[a-zA-Z0-9]):([0-9]+(?:\.[0-9]+)?)")
+_BLOCK = 4096  # QEMU can't write around the page cache to images that end within a block
 _CLOUD_INIT = re.compile(r"[^:]+:cloudinit")
+
+
+def whole_blocks(size: int) -> int:
+    """Bytes of an image that holds ``size`` bytes."""
+    return -(-size // _BLOCK) * _BLOCK
 
 
 def make_volume(making: Making) -> str:
@@ -26,6 +32,21 @@ def make_volume(making: Making) -> str:
     Raises:
         PveError: what is missing or cannot be done, naming the option.
     """
+    try:
+        return _made(making)
+    except (ParamErrors, RunError):
+        raise
+    except NotFound as error:
+        raise NotFound(_named(making.key, error)) from None
+    except PveError as error:
+        raise PveError(_named(making.key, error)) from None
+
+
+def _named(key: str, error: PveError) -> str:
+    return str(error) if str(error).startswith(f"{key}:") else f"{key}: {error}"
+
+
+def _made(making: Making) -> str:
     key, drive = making.key, making.value
     if key == "vmstate":
         return str(drive)
@@ -47,7 +68,7 @@ def _new_volume(making: Making, storage: str, gib: float) -> str:
         raise Refused(f"{key}: {drive.file}: allocating this kind of volume is not supported yet")
     if is_cdrom(drive):
         raise ParamErrors({key: f"'{drive.file}' asks for a new volume, but a CD-ROM drive takes an ISO image or none"})
-    size = -(-int(gib * GIB) // KIB) * KIB
+    size = whole_blocks(int(gib * GIB))
     if drive.import_from:
         volid, size = import_image(making.vmid, drive.import_from, storage, making.undo, size, drive.format_)
     elif not size:
@@ -76,7 +97,7 @@ def import_image(
         PveError: no such image, no space, no such storage.
     """
     found = _import_source(source)
-    size = max(size, -(-found.size // KIB) * KIB)
+    size = max(size, whole_blocks(found.size))
     volid = _allocate(vmid, storage, size, form, undo)
     target = volumes.source(volid)
     image.convert(found, target.path, target.format)
@@ -103,14 +124,7 @@ def _existing(key: str, drive: Any) -> str:
     if drive.file.startswith("/"):
         host.source(key, drive)
         return str(drive.format())
-    try:
-        if buses.split(key) or key == "cdrom":
-            host.source(key, drive)
-        size = volumes.info(drive.file).size
-    except NotFound as error:
-        raise NotFound(f"{key}: {error}") from None
-    except ParamErrors:
-        raise
-    except PveError as error:
-        raise ParamErrors({key: str(error)}) from None
+    if buses.split(key) or key == "cdrom":
+        host.source(key, drive)
+    size = volumes.info(drive.file).size
     return str((drive.replaced(size=size) if "size" in type(drive).FIELDS else drive).format())

@@ -18,7 +18,7 @@ from pvetools.schema.core import NestedErrors
 from pvetools.storage import volumes
 from pvetools.system import lock, log
 from pvetools.system.errors import NotFound, ParamErrors, Refused
-from pvetools.system.units import KIB, format_size, parse_size
+from pvetools.system.units import format_size, parse_size
 
 
 class Resize(NamedTuple):
@@ -62,9 +62,9 @@ def _grow(vmid: int, disk: str, volid: str, size: int) -> None:
 
 
 def _new_size(before: int, text: str) -> int:
-    """Bytes after a resize, in whole KiB."""
+    """Bytes after a resize."""
     size = parse_size(text.removeprefix("+")) + (before if text.startswith("+") else 0)
-    return -(-size // KIB) * KIB
+    return attach.whole_blocks(size)
 
 
 def _resizable(current: GuestConfig, disk: str) -> str:

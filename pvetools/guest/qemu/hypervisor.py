@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 URI = "qemu:///system"
 PID_FOLDER = Path("/run/libvirt/qemu")
 _STATES = {1: "running", 2: "io-error", 3: "paused", 4: "shutdown", 5: "shutdown", 6: "internal-error", 7: "suspended"}
+_BACK_WITHIN = 15.0  # seconds that a restart of libvirt's daemon may take
 _GONE_WITHIN = 10.0  # seconds that libvirt may know a domain after its QEMU has ended
 
 
@@ -86,23 +87,41 @@ _connection: Any = None
 
 
 def connect() -> libvirt.virConnect:
-    """The connection to this host's libvirt, made at first use.
+    """The connection to this host's libvirt, made at first use, and anew when the daemon was restarted.
 
     Raises:
         PveError: libvirt cannot be reached; says how to start it.
     """
     global _connection
+    if _connection is not None and not _connection.isAlive():
+        _connection = None
+        _wait_for_daemon()
     if _connection is None:
-        try:
-            import libvirt
-        except ImportError:
-            raise PveError("Python's libvirt module is missing; install it with: apt install python3-libvirt") from None
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        try:
-            _connection = libvirt.open(URI)
-        except libvirt.libvirtError as error:
-            raise PveError(f"can't reach libvirt: {_words(error)}; start it with: {_start_command()}") from None
+        _connection = _opened()
     return _connection
+
+
+def _opened() -> libvirt.virConnect:
+    try:
+        import libvirt
+    except ImportError:
+        raise PveError("Python's libvirt module is missing; install it with: apt install python3-libvirt") from None
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    try:
+        return libvirt.open(URI)
+    except libvirt.libvirtError as error:
+        raise PveError(f"can't reach libvirt: {_words(error)}; start it with: {_start_command()}") from None
+
+
+def _wait_for_daemon() -> None:
+    """Give a daemon that ended while it was used some seconds to come back, as after an upgrade."""
+    deadline, pause = time.monotonic() + _BACK_WITHIN, 0.05
+    while time.monotonic() < deadline:
+        with contextlib.suppress(PveError):
+            _opened().close()
+            return
+        time.sleep(pause)
+        pause = min(pause * 2, 0.5)
 
 
 def disconnect() -> None:
@@ -264,13 +283,15 @@ def destroy(vmid: int, timeout: float | None = None) -> None:
 
 
 def wait_forgotten(vmid: int) -> None:
-    """Wait until libvirt has noticed that a guest's QEMU is gone.
+    """Wait until libvirt has noticed that a guest's QEMU is gone, or until there is another one.
+
+    The latter happens when a killed command had begun to start it.
 
     Raises:
-        PveError: it did not within ten seconds.
+        PveError: neither within ten seconds.
     """
     deadline, pause = time.monotonic() + _GONE_WITHIN, 0.002
-    while _find(vmid) is not None:
+    while _find(vmid) is not None and not running_pid(vmid):
         if time.monotonic() > deadline:
             raise PveError(f"libvirt still holds the ended domain {domain_name(vmid)}")
         time.sleep(pause)

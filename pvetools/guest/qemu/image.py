@@ -50,7 +50,7 @@ def convert(source: Image, target: Path, form: str) -> None:
         RunError: with the words of qemu-img.
     """
     words = ["qemu-img", "convert", "-p", "-n", "-f", source.format, "-O", form, str(source.path), str(target)]
-    process = run.popen(words, stdout=run.PIPE, stderr=run.PIPE)
+    process = run.popen(words, stdout=run.PIPE, stderr=run.PIPE, tied=True)
     try:
         _show_progress(process, source.size)
         said = process.stderr.read() if process.stderr else b""

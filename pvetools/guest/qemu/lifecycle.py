@@ -37,10 +37,14 @@ def start(vmid: int, how: StartOptions = AS_CONFIGURED) -> None:
         current = config.load("qemu", vmid)
         if not how.skip_lock:
             config.check_lock(current)
-        if hypervisor.running_pid(vmid):
-            raise PveError(f"VM {vmid} already running")
+        _check_stopped(vmid)
         _apply_pending(current)
         _run_domain(current, how)
+
+
+def _check_stopped(vmid: int) -> None:
+    if hypervisor.running_pid(vmid):
+        raise PveError(f"VM {vmid} already running")
 
 
 def _apply_pending(current: GuestConfig) -> None:
@@ -56,13 +60,19 @@ def _run_domain(current: GuestConfig, how: StartOptions) -> None:
 
     vmid = current.vmid
     domain = prepare.domain_of(current, machine=how.machine)
+    prepare.update_sizes(current)
     for warning in domain.warnings:
         log.warn(warning)
     hook = current.current.get("hookscript", "")
     prepare.run_hook(hook, vmid, "pre-start")
     host.prepare_sockets()
     hypervisor.wait_forgotten(vmid)
-    hypervisor.create(vmid, domain.xml, paused=domain.paused or how.paused, timeout=how.timeout)
+    _check_stopped(vmid)
+    try:
+        hypervisor.create(vmid, domain.xml, paused=domain.paused or how.paused, timeout=how.timeout)
+    except KeyboardInterrupt:  # it comes when libvirt has finished
+        hypervisor.destroy(vmid)
+        raise
     if "cpuunits" in current.current and not hypervisor.has_shares(vmid):
         log.warn("cpuunits has no effect: libvirt runs this guest without the cpu control group")
     prepare.run_hook(hook, vmid, "post-start", required=False)
@@ -251,8 +261,3 @@ def wait(vmid: int, timeout: float | None = None) -> None:
     pid = hypervisor.running_pid(vmid)
     if pid and not hypervisor.wait_for_end(pid, timeout):
         raise PveError(f"VM {vmid} still running - got timeout after {timeout:g} seconds")
-
-
-def unlock(vmid: int) -> None:
-    """Take the lock out of a guest's file."""
-    config.clear_lock("qemu", vmid)

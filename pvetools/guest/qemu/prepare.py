@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig
-from pvetools.guest.qemu import domain, host
+from pvetools.guest.qemu import buses, domain, host, texts
 from pvetools.guest.qemu.domain import Domain
 from pvetools.options.qemu import QemuOptions
 from pvetools.schema.core import NestedErrors
@@ -46,6 +47,20 @@ def domain_of(current: GuestConfig, *, machine: str = "", snapshot: str = "", st
         section["machine"] = machine
     options = options_of(current.path, section)
     return domain.define(options, host.gather(current.vmid, options, strict=strict))
+
+
+def update_sizes(current: GuestConfig) -> None:
+    """Correct the sizes of disks in the guest's file, which others may have grown; the caller holds its lock."""
+    from pvetools.storage import volumes
+
+    for key, volid in texts.volumes(current.current).items():
+        if buses.split(key):
+            try:
+                size = volumes.info(volid).size
+            except PveError:
+                continue  # the check of the drives says it better
+            current.current[key] = texts.with_size(current.current[key], size)
+    config.save(current)
 
 
 def run_hook(hook: str, vmid: int, phase: str, *, required: bool = True) -> None:

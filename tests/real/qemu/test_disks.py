@@ -1,0 +1,103 @@
+"""Disks of existing machines: import, detach, find again, grow."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.real.qemu.machine import config, create, volumes
+from tests.sandbox.root import Root
+
+
+def image(path: Path, size: str = "4M") -> Path:
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, size], check=True)
+    return path
+
+
+def test_an_imported_disk_is_unused_at_first(root: Root, tmp_path: Path) -> None:
+    create(root)
+    said = root.cli("qm", "disk", "import", 100, image(tmp_path / "x.qcow2"), "local", "--format", "qcow2", ok=True)
+    assert "unused0: successfully imported disk 'local:100/vm-100-disk-0.qcow2'" in said.stderr
+    assert config(root)["unused0"] == "local:100/vm-100-disk-0.qcow2"
+    root.cli("qm", "importdisk", 100, tmp_path / "x.qcow2", "local", ok=True)
+    assert config(root)["unused1"] == "local:100/vm-100-disk-1.raw"
+
+
+def test_a_disk_is_imported_to_where_it_is_wanted(root: Root, tmp_path: Path) -> None:
+    create(root)
+    root.cli("qm", "disk", "import", 100, image(tmp_path / "x.qcow2"), "local", "--target-disk", "scsi3", ok=True)
+    assert config(root)["scsi3"] == "local:100/vm-100-disk-0.raw,size=4M"
+
+
+def test_a_failed_import_leaves_nothing(root: Root, tmp_path: Path) -> None:
+    create(root)
+    bad = image(tmp_path / "bad.qcow2")
+    damaged = bytearray(bad.read_bytes())
+    table = int.from_bytes(damaged[40:48], "big")
+    damaged[table : table + 8] = b"\xff" * 8
+    bad.write_bytes(damaged)
+    said = root.cli("qm", "disk", "import", 100, bad, "local")
+    assert said.status != 0
+    assert volumes(root) == []
+    assert "unused" not in root.config(100).read_text()
+
+
+def test_a_detached_disk_can_be_attached_again_or_removed(root: Root) -> None:
+    create(root, 100, "--scsi0", "local:1")
+    root.cli("qm", "disk", "unlink", 100, "--idlist", "scsi0", ok=True)
+    assert config(root)["unused0"] == "local:100/vm-100-disk-0.raw"
+    root.cli("qm", "set", 100, "--virtio0", "local:100/vm-100-disk-0.raw", ok=True)
+    found = config(root)
+    assert found["virtio0"] == "local:100/vm-100-disk-0.raw,size=1G"
+    assert "unused0" not in found
+    root.cli("qm", "disk", "unlink", 100, "--idlist", "virtio0", ok=True)
+    root.cli("qm", "disk", "unlink", 100, "--idlist", "unused0", ok=True)
+    assert volumes(root) == []
+
+
+def test_a_disk_is_removed_at_once_by_force(root: Root) -> None:
+    create(root, 100, "--scsi0", "local:1", "--scsi1", "local:1")
+    root.cli("qm", "disk", "unlink", 100, "--idlist", "scsi0", "--force", "1", ok=True)
+    assert volumes(root) == ["vm-100-disk-1.raw"]
+    root.cli("qm", "set", 100, "--delete", "scsi1", "--force", "1", ok=True)
+    assert volumes(root) == []
+
+
+def test_a_disk_grows_to_a_size_or_by_one(root: Root) -> None:
+    create(root, 100, "--scsi0", "local:1", "--scsi1", "local:1,format=qcow2")
+    root.cli("qm", "disk", "resize", 100, "scsi0", "3G", ok=True)
+    root.cli("qm", "resize", 100, "scsi1", "+1G", ok=True)
+    found = config(root)
+    assert found["scsi0"] == "local:100/vm-100-disk-0.raw,size=3G"
+    assert found["scsi1"] == "local:100/vm-100-disk-1.qcow2,size=2G"
+    assert (root / "var/lib/vz/images/100/vm-100-disk-0.raw").stat().st_size == 3 << 30
+    info = root / "var/lib/vz/images/100/vm-100-disk-1.qcow2"
+    assert (
+        '"virtual-size": 2147483648'
+        in subprocess.run(
+            ["qemu-img", "info", "--output=json", info], capture_output=True, text=True, check=True
+        ).stdout
+    )
+
+
+def test_rescan_finds_lost_volumes_and_new_sizes(root: Root) -> None:
+    create(root, 100, "--scsi0", "local:1")
+    root.cli("pvesm", "alloc", "local", 100, "vm-100-lost.raw", "1M", ok=True)
+    with (root / "var/lib/vz/images/100/vm-100-disk-0.raw").open("r+b") as file:
+        file.truncate(2 << 30)
+    before = root.config(100).read_text()
+    said = root.cli("qm", "disk", "rescan", "--vmid", 100, "--dryrun", ok=True)
+    assert "vm-100-lost.raw" in said.stderr
+    assert root.config(100).read_text() == before
+    root.cli("qm", "rescan", ok=True)
+    found = config(root)
+    assert found["unused0"] == "local:100/vm-100-lost.raw"
+    assert found["scsi0"] == "local:100/vm-100-disk-0.raw,size=2G"
+
+
+def test_a_replaced_disk_becomes_unused(root: Root) -> None:
+    create(root, 100, "--scsi0", "local:1")
+    root.cli("qm", "set", 100, "--scsi0", "local:2", ok=True)
+    found = config(root)
+    assert found["scsi0"] == "local:100/vm-100-disk-1.raw,size=2G"
+    assert found["unused0"] == "local:100/vm-100-disk-0.raw"
