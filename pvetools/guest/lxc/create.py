@@ -57,7 +57,10 @@ def create(
         Exists: the id is in use. ParamErrors: options that do not fit together. PveError: what failed.
     """
     rootfs = options.rootfs or Rootfs(volume=f"{storage}:{DEFAULT_SIZE}")
-    wanted = options.replaced(rootfs=rootfs, net=kind.with_addresses(options.net, {}))
+    given = {row.attr: vars(options)[row.attr] for row in LxcOptions.FIELDS.values() if row.attr in vars(options)}
+    given["net"] = kind.with_addresses(options.net, {})
+    given.pop("rootfs", None)
+    wanted = LxcOptions(rootfs=rootfs, **given)  # the root is made first
     defaults = {"hostname": f"CT{vmid}", "unprivileged": "1"} if access is not None else {}
     section = {**defaults, **wanted.texts()}
     idmap.check_host(idmap.of(section, raw or ()))

@@ -22,5 +22,4 @@ def destroy(vmid: int, *, force: bool = False, purge: bool = False, unreferenced
     if force and running.is_running(vmid):
         lifecycle.stop(vmid, skip_lock=True)
     mounts.check_detached(vmid)
-    common.destroy(LXC, vmid, purge=purge, unreferenced=unreferenced, skip_lock=force)
-    hosting.forget(vmid)
+    common.destroy(LXC, vmid, purge=purge, unreferenced=unreferenced, skip_lock=force, forget=hosting.forget)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,20 +33,48 @@ def bound_cpus(vmid: int) -> tuple[int, ...]:
     return parse_cpus(text) if text else ()
 
 
-def remove_leftovers(vmid: int) -> None:
-    """Remove the empty groups of a container whose monitor was killed; LXC refuses to reuse them."""
+def thaw(vmid: int) -> None:
+    """Let frozen processes go on; in version 1 of control groups even a killed process needs that to end."""
+    file, word = ("cgroup.freeze", "0") if cgroup_version() == 2 else ("freezer.state", "THAWED")
+    for folder, _, _ in os.walk(group_path(vmid, "freezer"), topdown=False):
+        with contextlib.suppress(OSError):
+            (Path(folder) / file).write_text(word)
+
+
+def remove_leftovers(vmid: int, timeout: float = 10.0) -> None:
+    """Remove the groups of a container whose monitor was killed, with what may still live there.
+
+    LXC refuses to reuse them, and a frozen process would keep the volumes mounted.
+
+    Raises:
+        PveError: a process does not end within ``timeout`` seconds.
+    """
     bases = [CGROUPS] if cgroup_version() == 2 else list(CGROUPS.iterdir())
-    for base in bases:
-        for kind in ("lxc", "lxc.monitor"):
-            _remove(base / kind / group_name(vmid))
+    left = [base / kind / group_name(vmid) for base in bases for kind in ("lxc", "lxc.monitor")]
+    deadline = time.monotonic() + timeout
+    while left := [group for group in left if group.is_dir() and not _removed(group)]:
+        if time.monotonic() > deadline:
+            raise PveError(f"processes of the last run of CT {vmid} do not end; their control group is {left[0]}")
+        thaw(vmid)
+        _kill(left)
+        time.sleep(0.01)
 
 
-def _remove(group: Path) -> None:
-    if not group.is_dir():
-        return
+def _removed(group: Path) -> bool:
     for folder, _, _ in os.walk(group, topdown=False):
-        with contextlib.suppress(OSError):  # a process that is just ending keeps it for a moment
+        try:
             Path(folder).rmdir()
+        except OSError:
+            return False
+    return True
+
+
+def _kill(groups: Iterable[Path]) -> None:
+    for group in groups:
+        for folder, _, _ in os.walk(group):
+            for pid in (files.read_text(Path(folder) / "cgroup.procs") or "").split():
+                with contextlib.suppress(OSError):
+                    os.kill(int(pid), signal.SIGKILL)
 
 
 def set_limits(vmid: int, options: LxcOptions, keys: Iterable[str], host: Host) -> None:

@@ -64,11 +64,16 @@ class IdMap(NamedTuple):
         return self.uid(0), self.gid(0)
 
     def command(self) -> list[str]:
-        """Words to put before a command that is to run as the container's root, in a user namespace."""
+        """Words to put before a command that is to run as the container's root, in a user namespace.
+
+        The command is killed when the program that makes the namespace is, which itself would leave it running.
+        """
         if not self.entries:
             return []
+        from pvetools.system.run import TIED
+
         maps = [f"{e.kind}:{e.inside}:{e.outside}:{e.length}" for e in self.entries]
-        return ["lxc-usernsexec", *(word for text in maps for word in ("-m", text)), "--"]
+        return ["lxc-usernsexec", *(word for text in maps for word in ("-m", text)), "--", *TIED, "--"]
 
 
 DEFAULT = IdMap((Entry("u", 0, FIRST, COUNT), Entry("g", 0, FIRST, COUNT)))

@@ -133,6 +133,7 @@ def kill(vmid: int) -> None:
     Raises:
         PveError: it does not end.
     """
+    groups.thaw(vmid)
     runtime.stop(vmid)
     running.wait_gone(vmid)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -84,7 +85,7 @@ def unpack(archive: Path, root: Path, ids: IdMap, *, ignore_errors: bool = False
             _judge(archive, said, code, "", 0, ignore_errors=ignore_errors)
             return
         words = stack.enter_context(tempfile.TemporaryFile())
-        packed = run.popen(command, stdin=source, stdout=run.PIPE, stderr=words)
+        packed = run.popen(command, stdin=source, stdout=run.PIPE, stderr=words, tied=True)
         stack.callback(_end, packed)
         said, code = _tar(packed.stdout, root, ids)
         if code:
@@ -104,12 +105,19 @@ def _end(process: run.Process) -> None:
 
 def _tar(source: IO[bytes] | None, root: Path, ids: IdMap) -> tuple[str, int]:
     """What tar said, and its exit status."""
-    with tempfile.TemporaryFile() as words:
-        tar = run.popen(tar_command(ids), stdin=source, stdout=run.DEVNULL, stderr=words, cwd=root)
+    gone, alive = os.pipe()
+    with open(gone, "rb") as lifeline, tempfile.TemporaryFile() as words:
+        try:
+            tar = run.popen(
+                tar_command(ids), stdin=source, stdout=run.DEVNULL, stderr=words, cwd=root, pass_fds=[alive], tied=True
+            )
+        finally:
+            os.close(alive)
         try:
             code = tar.wait()
         finally:
             _end(tar)
+            lifeline.read()  # tar is a child of the program that makes the user namespace, and ends after it
         words.seek(0)
         return _text(words.read()), code
 

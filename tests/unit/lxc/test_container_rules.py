@@ -18,7 +18,7 @@ HOST = Host(2, frozenset(), True, False, (0, 1), ("amd64", "i386"), Path("/l"), 
 
 
 def check(**options: str) -> None:
-    support.check(101, LxcOptions.read({**ROOT, **{key.replace("_", "-"): text for key, text in options.items()}}), HOST)
+    support.check(101, LxcOptions.read(ROOT | options), HOST)
 
 
 def test_a_usual_container_starts() -> None:
@@ -120,7 +120,8 @@ def test_a_folder_of_the_host_can_be_a_mount_point() -> None:
 
 
 def test_an_interface_keeps_its_address_when_it_is_changed() -> None:
-    nics = {0: LxcNic.parse("name=eth0"), 1: LxcNic.parse("name=eth1"), 2: LxcNic.parse("name=x,hwaddr=02:00:00:00:00:01")}
+    texts = ("name=eth0", "name=eth1", "name=x,hwaddr=02:00:00:00:00:01")
+    nics = dict(enumerate(map(LxcNic.parse, texts)))
     found = kind.with_addresses(nics, {"net0": "name=old,hwaddr=BC:24:11:00:00:09", "net2": "name=x"})
     assert found[0].hwaddr == "BC:24:11:00:00:09"
     assert (found[1].hwaddr or "").startswith("BC:24:11:")

@@ -24,7 +24,10 @@ def test_privileged_containers_have_the_hosts_ids() -> None:
 def test_the_usual_map_begins_at_100000() -> None:
     assert idmap.of({"unprivileged": "1"}, []) == DEFAULT
     assert DEFAULT.root == (100000, 100000)
-    assert DEFAULT.command() == ["lxc-usernsexec", "-m", "u:0:100000:65536", "-m", "g:0:100000:65536", "--"]
+    assert DEFAULT.command() == [
+        "lxc-usernsexec", "-m", "u:0:100000:65536", "-m", "g:0:100000:65536", "--",
+        "setpriv", "--pdeathsig", "KILL", "--",
+    ]  # fmt: skip
 
 
 def test_raw_lines_replace_the_usual_map_and_b_stands_for_both() -> None:
