@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +15,12 @@ from pvetools.guest.lxc import namespace
 from pvetools.guest.lxc.idmap import IdMap
 from pvetools.guest.lxc.tree import GuestTree
 from pvetools.options.lxc import LxcOptions, MountPoint, PassedDevice, Rootfs
+from pvetools.storage import inuse
 from pvetools.system import paths, run
 from pvetools.system.errors import PveError, Refused
+
+
+_DETACHED_WITHIN = 5.0  # seconds
 
 
 class Source(NamedTuple):
@@ -206,11 +211,22 @@ def mounted(vmid: int, options: LxcOptions, ids: IdMap, *, writable: bool = Fals
         PveError: a volume is missing or cannot be mounted; the storage is full.
     """
     found = sources(options)
-    with namespace.private():
-        attach_tree(vmid, found, ids, sealed=not writable)
-        yield root_folder(vmid)
-        if writable:
-            flush(root_folder(vmid))
+    idle = [source.path for source in found if source.path.is_file() and not inuse.user_of(source.path)]
+    try:
+        with namespace.private():
+            attach_tree(vmid, found, ids, sealed=not writable)
+            yield root_folder(vmid)
+            if writable:
+                flush(root_folder(vmid))
+    finally:
+        _await_idle(idle)
+
+
+def _await_idle(images: list[Path]) -> None:
+    """The kernel lets go of loop devices a moment after the last mount has gone; until then nobody could free these."""
+    deadline = time.monotonic() + _DETACHED_WITHIN
+    while any(inuse.user_of(image) for image in images) and time.monotonic() < deadline:
+        time.sleep(0.002)
 
 
 def make_devices(vmid: int, devices: Mapping[int, PassedDevice], ids: IdMap) -> None:
