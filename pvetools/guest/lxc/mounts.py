@@ -19,7 +19,6 @@ from pvetools.storage import inuse
 from pvetools.system import paths, run
 from pvetools.system.errors import PveError, Refused
 
-
 _DETACHED_WITHIN = 5.0  # seconds
 
 
