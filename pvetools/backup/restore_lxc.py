@@ -166,8 +166,8 @@ def make_plan(request: Request, archived: GuestConfig, firewall: str) -> Plan:
     texts |= {key: text for key, text in given.items() if not _OWN.fullmatch(key)}
     texts = {"hostname": f"CT{request.vmid}", **_DEFAULTS, **texts}
     unprivileged = given.get("unprivileged") or archived.current.get("unprivileged", "0")
-    if unprivileged == "1":
-        texts["unprivileged"] = "1"
+    if unprivileged == "1" or "unprivileged" in {**given, **archived.current}:
+        texts["unprivileged"] = unprivileged
     if archived.current.get("template") == "1":
         log.warn("the backup is that of a template; it is restored as an ordinary container")
     for key in [key for key in texts if re.fullmatch(r"net[0-9]+", key)]:
