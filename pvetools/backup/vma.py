@@ -69,6 +69,7 @@ def write(
     disks: Sequence[Disk],
     *,
     limit: int = 0,
+    requests: int = REQUESTS,
     progress: Progress | None = None,
     uuid: bytes | None = None,
     ctime: int | None = None,
@@ -80,6 +81,7 @@ def write(
         configs: names and contents of the configuration files.
         disks: the disks, in the order of their ids; one is read after the other.
         limit: bytes a second read from the disks; 0 = unlimited.
+        requests: most reads under way at a time; more than ``REQUESTS`` bring nothing.
         progress: told about every stretch that was read.
         uuid: 16 bytes; random unless given. Together with ``ctime`` it makes the output reproducible.
         ctime: seconds since the epoch; now unless given.
@@ -105,7 +107,8 @@ def write(
         extents = ExtentWriter(output, header.uuid, memory)
         throttle = Throttle(limit)
         for device, disk in zip(devices, disks, strict=True):
-            _DeviceCopy(device, disk.source, ring, extents, throttle, progress).run()
+            copy = _DeviceCopy(device, disk.source, ring, extents, throttle, progress)
+            copy.run(max(1, min(requests, REQUESTS)))
         extents.finish()
         output.drain()
 
@@ -273,12 +276,12 @@ class _DeviceCopy:
         self._throttle, self._progress = throttle, progress
         self._done = self._zero = 0
 
-    def run(self) -> None:
+    def run(self, requests: int) -> None:
         """Keep several reads under way and take their results in order."""
         pieces: deque[_Piece] = deque()
         for piece in self._begin():
             pieces.append(piece)
-            if len(pieces) == REQUESTS:
+            if len(pieces) == requests:
                 self._take(pieces.popleft())
         while pieces:
             self._take(pieces.popleft())
