@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from pvetools.backup import joblog
+from pvetools.system import log
 
 INTERVAL = 3.0  # seconds between two lines
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -51,6 +52,7 @@ class Progress:
         self._state[name] = (done, zero)
         self._done += done - before[0]
         self._zero += zero - before[1]
+        log.progress("backup", self._done, self._total)
         if self._clock() - self._told_at >= INTERVAL:
             self._tell()
 

@@ -311,6 +311,7 @@ class Progress:
         self._done[name] = (done, zero)
         whole = sum(count for count, _ in self._done.values())
         percent = whole * 100 // self._total
+        log.progress("restore", whole, self._total)
         if percent == self._percent:
             return
         self._percent = percent

@@ -6,6 +6,7 @@ command that was asked for is imported and declared to Typer, so that tools star
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import sys
@@ -200,13 +201,23 @@ def execute(parsed: Parsed) -> Any:
     command, target, _ = parsed
     raw = completed(parsed)
     output = split_output(command, target, raw)
-    data, params = call(target, raw)
+    with shown_progress():
+        data, params = call(target, raw)
     if output is not None:
         from pvetools.render import output as render
 
         text = resolve(command.text) if command.text else None
         render.show(None if hides_result(target) else data, params, output, text, returns=target.returns)
     return data
+
+
+def shown_progress() -> contextlib.AbstractContextManager[None]:
+    """Bars and colours while a command runs on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from pvetools.render import terminal
+
+    return terminal.bars()
 
 
 def hides_result(target: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 Sink = Callable[[str], None]
+Meter = Callable[[str, int, int], None]
 
 
 def _to_stderr(line: str) -> None:
@@ -16,6 +17,7 @@ def _to_stderr(line: str) -> None:
 
 
 _sinks: list[Sink] = [_to_stderr]
+_meters: list[Meter] = []
 _warnings = 0
 
 
@@ -62,3 +64,19 @@ def console(writer: Sink) -> Iterator[None]:
         yield
     finally:
         _sinks[:] = before
+
+
+def progress(label: str, done: int, total: int) -> None:
+    """Tell how far something is, in any unit; shown only where somebody installed a meter (a terminal)."""
+    for meter in _meters:
+        meter(label, done, total)
+
+
+@contextmanager
+def meter(shown: Meter) -> Iterator[None]:
+    """Install a meter while the block runs."""
+    _meters.append(shown)
+    try:
+        yield
+    finally:
+        _meters.remove(shown)

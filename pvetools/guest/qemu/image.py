@@ -75,6 +75,7 @@ def _show_progress(process: run.Process, size: int) -> None:
         found = _PROGRESS.findall(rest + chunk)
         rest = (rest + chunk)[-32:]
         percent = float(found[-1]) if found else shown
+        log.progress("import", int(size * max(percent, 0) / 100), size)
         if percent >= shown + _STEP or (percent >= 100 > shown):
             shown = percent
             log.emit(f"transferred {human_size(int(size * percent / 100))} of {human_size(size)} ({percent:.2f}%)")
