@@ -234,11 +234,13 @@ def call(row: Method, raw: Raw) -> Any:
 
 def invoke(row: Method, params: Record) -> Any:
     """Run a method whose parameters are checked."""
-    if row.verb != "GET":
-        paths.ensure_tree()
-    if not row.task:
+    if row.verb == "GET":
         return row.handler(params)
     from pvetools.system import task
 
+    paths.ensure_tree()
+    if not row.task:
+        with task.interruptible():
+            return row.handler(params)
     ident = params.given.get(row.task_id, "")
     return task.run(row.task, str(ident), lambda: row.handler(params))

@@ -8,7 +8,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -335,18 +334,20 @@ def _note_values(run: Run) -> dict[str, str]:
 
 
 def _give_back(run: Run, engine: Engine) -> None:
-    """Unlock the guest, bring it back into its state, remove everything temporary.
+    """Bring the guest back into its state, unlock it, remove everything temporary.
+
+    The lock goes last: as long as it is there, a killed backup is noticed.
 
     Raises:
         PveError: the guest did not come back; that must not pass for a good backup.
     """
-    _attempt("can't remove the lock", lambda: config.clear_lock(run.kind, run.vmid, "backup"))
     try:
         engine.restore_state(run)
     except (PveError, OSError) as error:
         raise PveError(f"can't bring the guest back into its former state: {error}") from error
     finally:
         run.journal.remove_paths()
+        _attempt("can't remove the lock", lambda: config.clear_lock(run.kind, run.vmid, "backup"))
         run.journal.close()
 
 
@@ -358,16 +359,36 @@ def _attempt(what: str, action: Callable[[], object]) -> None:
         joblog.warn(f"{what}: {error}")
 
 
-def clean_up_after_killed(engines: Callable[[str], Engine]) -> None:
-    """Undo what killed backups on this host left behind, as far as it is not the guests' lock."""
+def clean_up_after_killed(engines: Callable[[str], Engine], vmid: int | None = None) -> None:
+    """Undo what killed backups on this host left behind, as far as it is not the guests' lock.
+
+    Args:
+        engines: gives what a kind of guest supplies.
+        vmid: only that guest.
+    """
+    journal.remove_half_written()
     for left in journal.left_behind():
-        if left.paths or left.job or left.frozen or left.suspended:
-            joblog.info(f"cleaning up after the killed backup of guest {left.vmid} ({left.owner})")
-            _attempt("can't clean up in the guest", partial(engines(left.kind).clean_up, left))
-            left.remove_paths()
-            left.note(job=False, frozen=False, suspended=False)
-        if _lock_of(left.kind, left.vmid) != "backup":
+        if vmid not in (None, left.vmid):
+            continue
+        engine = engines(left.kind)
+        if (not left.unfinished or _clean_up(left, engine)) and _lock_of(left.kind, left.vmid) != "backup":
+            if left.stopped and not engine.is_running(left.vmid):
+                tool = TOOL[left.kind]
+                joblog.warn(f"guest {left.vmid} was stopped for the backup; start it with: {tool} start {left.vmid}")
             left.close()
+
+
+def _clean_up(left: Journal, engine: Engine) -> bool:
+    """Undo what one killed backup left behind; False when that did not work and is to be tried again."""
+    joblog.info(f"cleaning up after the killed backup of guest {left.vmid} ({left.owner})")
+    try:
+        engine.clean_up(left)
+    except (PveError, OSError) as error:
+        joblog.warn(f"can't clean up in the guest: {error}")
+        return False
+    left.remove_paths()
+    left.note(job=False, frozen=False, suspended=False)
+    return True
 
 
 def _lock_of(kind: str, vmid: int) -> str:

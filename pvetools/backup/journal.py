@@ -18,7 +18,7 @@ class Journal:
     """The record of one guest's backup.
 
     ``paths`` are temporary files and folders. ``job`` says that the running VM has a backup job, ``frozen`` that its
-    file systems are frozen, ``suspended`` that the guest was suspended.
+    file systems are frozen, ``suspended`` that the guest was suspended, ``stopped`` that it was stopped.
     """
 
     vmid: int
@@ -30,10 +30,16 @@ class Journal:
     job: bool = False
     frozen: bool = False
     suspended: bool = False
+    stopped: bool = False
 
     @property
     def file(self) -> Path:
         return _folder() / f"{self.vmid}.json"
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is anything to give back. A guest that was stopped is not started: it may be meant to be off."""
+        return bool(self.paths) or self.job or self.frozen or self.suspended
 
     @property
     def dead(self) -> bool:
@@ -88,6 +94,13 @@ def left_behind() -> Iterator[Journal]:
             continue
         if journal.dead:
             yield journal
+
+
+def remove_half_written() -> None:
+    """Remove records that killed processes did not finish writing."""
+    for path in _folder().glob(".*.json.tmp.*"):
+        if not task.process_start(int(path.suffix[1:])):
+            files.remove(path)
 
 
 def owner_of(vmid: int) -> str:

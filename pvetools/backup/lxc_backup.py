@@ -123,6 +123,7 @@ class LxcEngine:
         joblog.info("stopping virtual guest")
         run.went_away()
         run.hook("pre-stop")
+        run.journal.note(stopped=True)
         with lock.guest_lock(run.vmid):
             if running.is_running(run.vmid):
                 lifecycle.halt(run.vmid, run.settings.options.stopwait * 60)
@@ -231,7 +232,7 @@ class LxcEngine:
             self._thaw(run)
         elif not running.is_running(run.vmid):
             joblog.info("restarting vm")
-            lifecycle.start(run.vmid)
+            lifecycle.start(run.vmid, skip_lock=True)
         run.hooks.try_call("post-restart", run.mode, run.vmid)
         run.back_online()
 

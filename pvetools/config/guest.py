@@ -426,6 +426,7 @@ def create(kind: str, vmid: int, current: Mapping[str, str], lxc: list[tuple[str
     config = GuestConfig(kind, vmid, paths.guest_config(kind, vmid), current=Section(current, lxc))
     text = config.canonical()
     config.path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_half_written(config.path)
     beside = config.path.with_name(f".{vmid}.conf.new.{os.getpid()}")
     try:
         files.write_atomic(beside, text)
@@ -444,12 +445,25 @@ def check_unused(vmid: int) -> None:
     Raises:
         Exists: naming the guest.
     """
-    for _, kind in (found for number, found in _cluster() if number == vmid):
-        raise Exists(_used(vmid, kind))
+    for node, kind in (found for number, found in _cluster() if number == vmid):
+        raise Exists(_used(vmid, kind, node))
 
 
-def _used(vmid: int, kind: str) -> str:
-    return f"unable to create guest {vmid}: {_WORD[kind]} {vmid} already exists"
+def _used(vmid: int, kind: str, node: str = "") -> str:
+    sentence = f"unable to create guest {vmid}: {_WORD[kind]} {vmid} already exists"
+    try:
+        held = quick(paths.guest_config(kind, vmid, node)).get("lock")
+    except FileNotFoundError:
+        held = None
+    return f"{sentence}; it {_lock_sentence(kind, vmid, held)}" if held else sentence
+
+
+def _remove_half_written(path: Path) -> None:
+    """Remove what killed commands began to write beside a guest's file; the caller holds the guest's lock."""
+    with os.scandir(path.parent) as entries:
+        found = [entry.path for entry in entries if entry.name.startswith((f".{path.name}.", f"..{path.name}."))]
+    for name in found:
+        files.remove(Path(name))
 
 
 def remove(kind: str, vmid: int) -> None:
@@ -461,6 +475,7 @@ def remove(kind: str, vmid: int) -> None:
     path = paths.guest_config(kind, vmid)
     if not files.remove(path):
         raise NotFound(_missing(kind, vmid, path))
+    _remove_half_written(path)
 
 
 def _ids(folder: Path) -> Iterator[int]:
@@ -522,14 +537,23 @@ def check_lock(config: GuestConfig, *allowed: str) -> None:
     """Refuse a guest that is locked, unless by one of the ``allowed`` locks.
 
     Raises:
-        Locked: with the command that clears the lock.
+        Locked: with the task that did it, as far as that is known, and the command that clears the lock.
     """
     held = config.lock
     if held and held not in allowed:
-        clear = f"{_TOOL[config.kind]} unlock {config.vmid}"
-        raise Locked(
-            f"{_WORD[config.kind]} is locked ({held}) - if no task works on guest {config.vmid}, run '{clear}'"
-        )
+        raise Locked(f"{_WORD[config.kind]} {_lock_sentence(config.kind, config.vmid, held)}")
+
+
+def _lock_sentence(kind: str, vmid: int, held: str) -> str:
+    from pvetools.system import task
+
+    clear = f"{_TOOL[kind]} {'unmount' if held == 'mounted' else 'unlock'} {vmid}"
+    owner = task.owner_of(vmid, held)
+    if owner is None:
+        return f"is locked ({held}) - if no task works on guest {vmid}, run '{clear}'"
+    if task.is_alive(owner.upid):
+        return f"is locked ({held}) by the task '{owner.upid}', which is at work"
+    return f"is locked ({held}) by the task '{owner.upid}', which was killed; look at the guest, then run '{clear}'"
 
 
 def set_lock(kind: str, vmid: int, name: str) -> GuestConfig:

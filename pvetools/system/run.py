@@ -32,6 +32,8 @@ KEPT_ENV = (
     "PVETOOLS_DEBUG",
 )
 _PR_SET_PDEATHSIG, _SIGKILL = 1, 9
+# words to put before a program that is started by another one and is to be killed with that
+TIED = ("setpriv", "--pdeathsig", "KILL")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

@@ -194,9 +194,24 @@ def _entries_backwards(path: Path) -> Iterator[Entry]:
             yield Entry(parse_upid(match[1]), int(match[2] or "0", 16), match[3] or "")
 
 
-def owner_of(vmid: int) -> Entry | None:
-    """The newest task that worked on a guest, to name who left a lock behind."""
-    found = [entry for entry in active() if entry.upid.id == str(vmid)]
+# locks in a guest's file -> types of the tasks that write them
+LOCKERS = {"backup": ("vzdump",), "create": ("qmcreate", "qmrestore", "vzcreate", "vzrestore")}
+
+
+def owner_of(vmid: int, held: str) -> Entry | None:
+    """The task that wrote a lock into a guest's file: the newest one of a fitting type that runs or died at work.
+
+    A backup job of several guests names none of them; it may be the owner, too.
+    """
+    idents = (str(vmid), "") if held == "backup" else (str(vmid),)
+    found = [
+        entry
+        for entry in active()
+        if entry.upid.type in LOCKERS.get(held, ())
+        and entry.upid.id in idents
+        and entry.upid.pid != os.getpid()
+        and (not entry.endtime or entry.status == NO_RESULT)
+    ]
     return max(found, key=lambda entry: entry.upid.starttime, default=None)
 
 
@@ -241,28 +256,30 @@ def run(kind: str, ident: str, body: Callable[[], object], user: str = "root@pam
             file.write(line + "\n")
             file.flush()
 
-        _register(upid)
         status = NO_RESULT
-        try:
-            with log.sink(to_file):
-                status = _run_body(body)
-        except BaseException as error:
-            status = _reason(error)
-            to_file(f"TASK ERROR: {status}")
-            if isinstance(error, KeyboardInterrupt):
-                raise Interrupted from None
-            raise
-        else:
-            to_file(f"TASK {status}")
-        finally:
-            _finish(upid, status)
+        with interruptible() as deaf:
+            _register(upid)
+            try:
+                with log.sink(to_file):
+                    status = _run_body(body)
+                deaf()
+            except BaseException as error:
+                deaf()
+                status = _reason(error)
+                to_file(f"TASK ERROR: {status}")
+                if isinstance(error, KeyboardInterrupt):
+                    raise Interrupted from None
+                raise
+            else:
+                to_file(f"TASK {status}")
+            finally:
+                _finish(upid, status)
     return str(upid)
 
 
 def _run_body(body: Callable[[], object]) -> str:
     before = log.warnings()
-    with interruptible():
-        body()
+    body()
     counted = log.warnings() - before
     return f"WARNINGS: {counted}" if counted else "OK"
 
@@ -274,15 +291,27 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into the same KeyboardInterrupt that Ctrl-C raises, so that undo stacks unwind."""
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Turn SIGTERM and SIGHUP into the same KeyboardInterrupt that Ctrl-C raises, so that undo stacks unwind.
+
+    That happens once: further signals are ignored, so that nothing is undone by halves. The function that the block
+    gets makes it deaf to all of them.
+    """
+    heard = False
 
     def interrupt(_signum: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal heard
+        if not heard:
+            heard = True
+            raise KeyboardInterrupt
+
+    def deaf() -> None:
+        nonlocal heard
+        heard = True
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield
+        yield deaf
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

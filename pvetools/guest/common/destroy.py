@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig
 from pvetools.guest.common.kind import GuestKind, used_volumes
@@ -10,7 +12,13 @@ from pvetools.system.errors import PveError, Refused
 
 
 def destroy(
-    kind: GuestKind, vmid: int, *, purge: bool = False, unreferenced: bool = False, skip_lock: bool = False
+    kind: GuestKind,
+    vmid: int,
+    *,
+    purge: bool = False,
+    unreferenced: bool = False,
+    skip_lock: bool = False,
+    forget: Callable[[int], None] | None = None,
 ) -> None:
     """Destroy a stopped guest with all volumes that it owns.
 
@@ -20,6 +28,7 @@ def destroy(
         purge: also remove it from backup jobs.
         unreferenced: also free volumes of its id that its file does not name, on all enabled storages.
         skip_lock: ignore a lock in its file.
+        forget: removes what is derived from its file.
 
     Raises:
         Refused: it runs, or is protected. Locked, NotFound.
@@ -30,13 +39,18 @@ def destroy(
         current = config.load(kind.name, vmid)
         check_destroyable(kind, current, skip_lock=skip_lock)
         owned = used_volumes(kind, (current.current, current.pending, *current.snapshots.values()))
+        others = set(volumes.owned_by(vmid)) - owned
         if unreferenced:
-            owned |= set(volumes.owned_by(vmid))
+            owned, others = owned | others, set()
         for volid in sorted(owned):
             _free(vmid, volid)
+        for volid in sorted(others):
+            log.emit(f"volume '{volid}' is not in the configuration and stays; remove it with: pvesm free {volid}")
         if purge:
             _purge_jobs(vmid)
         files.remove(paths.firewall_config(vmid))
+        if forget:
+            forget(vmid)
         config.remove(kind.name, vmid)
 
 

@@ -66,6 +66,8 @@ def forget(vmid: int) -> None:
     home = paths.lxc_dir() / str(vmid)
     for place in (home / "mounts").iterdir() if (home / "mounts").is_dir() else ():
         _discard(place)
+    for half in home.glob(".*.tmp.*"):  # of a start that was killed
+        _discard(half)
     for name in ("mounts", "rootfs", "config", "rules.seccomp", ""):
         _discard(home / name)
     _discard(hosts.log_folder() / f"{vmid}.log")

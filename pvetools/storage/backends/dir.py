@@ -246,8 +246,7 @@ class Directory:
             except FileExistsError:
                 raise Exists(f"disk image '{path}' already exists") from None
             except OSError as error:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+                self._drop_empty(folder)
                 raise self._explained(error, wish.size) from error
         undo.callback(self._unlink, path)
         return path
@@ -282,13 +281,19 @@ class Directory:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
+            self._drop_empty(path.parent)
+
+    def _drop_empty(self, folder: Path) -> None:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
     def free(self, name: str) -> None:
         parsed, path = self.parse(name), self.path(name)
         if "+" in parsed.format:
             raise Refused(f"'{self.id}:{name}' is a part of an archive and can't be removed alone")
+        if parsed.content == "images" and not os.path.lexists(path):
+            with lock.storage_lock(self.id):
+                self._drop_empty(path.parent)  # a removal that was killed may have left it
         self._require(name, path)
         if parsed.content == "backup":
             self._free_backup(name, path)

@@ -443,6 +443,7 @@ def test_an_archive_without_configuration_is_no_backup() -> None:
 def test_id_maps_wrap_the_command() -> None:
     id_map = [tar.IdRange("u", 0, 100000, 65536), tar.IdRange("g", 0, 200000, 65536)]
     assert tar.in_user_namespace(["tar"], id_map) == [
-        "lxc-usernsexec", "-m", "u:0:100000:65536", "-m", "g:0:200000:65536", "--", "tar",
+        "lxc-usernsexec", "-m", "u:0:100000:65536", "-m", "g:0:200000:65536", "--",
+        "setpriv", "--pdeathsig", "KILL", "--", "tar",
     ]  # fmt: skip
     assert tar.in_user_namespace(["tar"], []) == ["tar"]
