@@ -42,13 +42,18 @@ class IdRange:
 
 
 def in_user_namespace(argv: Sequence[str], id_map: Sequence[IdRange]) -> list[str]:
-    """The command as root of a container with that id map; unchanged without one (privileged container)."""
+    """The command as root of a container with that id map; unchanged without one (privileged container).
+
+    It is killed when the program that makes the namespace is, which itself would leave it running.
+    """
     if not id_map:
         return list(argv)
+    from pvetools.system.run import TIED
+
     words = ["lxc-usernsexec"]
     for line in id_map:
         words += ["-m", f"{line.kind}:{line.inside}:{line.outside}:{line.count}"]
-    return [*words, "--", *argv]
+    return [*words, "--", *TIED, "--", *argv]
 
 
 def exclude_options(patterns: Sequence[str], *, unprivileged: bool) -> list[str]:
@@ -96,8 +101,11 @@ def create_command(
 
 
 def extract_command(root: Path, *, id_map: Sequence[IdRange] = ()) -> list[str]:
-    """Command that unpacks an uncompressed archive from its standard input; device nodes below ``dev`` stay out."""
-    argv = ["tar", "xpf", "-", *FLAGS, f"--directory={root}", "--skip-old-files", "--anchored", "--exclude=./dev/*"]
+    """Command that unpacks an uncompressed archive from its standard input; device nodes below ``dev`` stay out.
+
+    Directories that are there already, the roots of the mounted volumes, get owner and mode of the archive.
+    """
+    argv = ["tar", "xpf", "-", *FLAGS, f"--directory={root}", "--anchored", "--exclude=./dev/*"]
     return in_user_namespace(argv, id_map)
 
 
@@ -116,6 +124,7 @@ def _running(argv: Sequence[str], stdin: int, stdout: int, log: Log, *, strict: 
             stderr=errors,
             pass_fds=(held.fileno(),),
             new_session=True,
+            tied=True,
         )
         held.close()
         try:

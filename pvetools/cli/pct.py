@@ -43,9 +43,12 @@ def _status(params: StatusParams) -> dict[str, Any]:
 
 def _unlock(params: VmidParams) -> None:
     """Clear a container's lock, which a killed command left behind."""
-    from pvetools.config import guest
+    from pvetools.backup.unlock import unlock
+    from pvetools.guest.lxc.kind import LXC
+    from pvetools.system import paths
 
-    guest.clear_lock("lxc", params.vmid)
+    paths.ensure_tree()
+    unlock(LXC, params.vmid)
 
 
 class RescanParams(Record):
@@ -173,9 +176,7 @@ def _unmount(params: VmidParams) -> None:
 class FsckParams(VmidParams):
     """Parameters of ``pct fsck``."""
 
-    device: str = field(
-        choice("rootfs", *(f"mp{index}" for index in range(256))), "Volume to check.", default="rootfs"
-    )
+    device: str = field(choice("rootfs", *(f"mp{index}" for index in range(256))), "Volume to check.", default="rootfs")
     force: bool = field(boolean, "Check it even if it seems clean.", default=False)
 
 
