@@ -152,7 +152,9 @@ class QemuEngine:
         run.went_away()
         run.hook("pre-stop")
         self._resume = True
+        run.journal.note(stopped=True)
         lifecycle.shutdown(run.vmid, timeout=run.settings.options.stopwait * 60, skip_lock=True)
+        run.journal.note(stopped=True, suspended=True)
         lifecycle.start(run.vmid, StartOptions(skip_lock=True, paused=True))
         # The start brought pending changes into force; they belong to what is archived now.
         run.config = config.load("qemu", run.vmid)
@@ -174,7 +176,7 @@ class QemuEngine:
             joblog.info(f"resuming VM again after {run.seconds_away()} seconds")
             lifecycle.resume(run.vmid, skip_lock=True)
             self._resume = False
-            run.journal.note(suspended=False)
+            run.journal.note(suspended=False, stopped=False)
 
     def _configs(self, run: Run) -> dict[str, bytes]:
         text = run.config.raw or ""
@@ -195,6 +197,7 @@ class QemuEngine:
             configs,
             disks,
             limit=run.settings.options.bwlimit * 1024,
+            requests=run.settings.workers,
             progress=progress,
             uuid=ident.bytes,
         )
@@ -247,9 +250,9 @@ class QemuEngine:
             return
         run.hooks.try_call("pre-restart", run.mode, run.vmid)
         if not self.is_running(run.vmid):
-            lifecycle.start(run.vmid)
+            lifecycle.start(run.vmid, StartOptions(skip_lock=True))
         elif self._resume:
-            lifecycle.resume(run.vmid)
+            lifecycle.resume(run.vmid, skip_lock=True)
         self._resume = False
         run.hooks.try_call("post-restart", run.mode, run.vmid)
         run.back_online()
@@ -259,7 +262,10 @@ class QemuEngine:
         if not self.is_running(left.vmid):
             return
         if left.frozen:
-            hypervisor.thaw(left.vmid)
+            try:
+                hypervisor.thaw(left.vmid)
+            except PveError as error:  # the guest may have been restarted meanwhile
+                joblog.warn(f"guest-agent 'fs-thaw' failed: {error}")
         if left.suspended:
             lifecycle.resume(left.vmid, skip_lock=True)
         if left.job:
