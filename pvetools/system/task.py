@@ -11,6 +11,7 @@ import gc
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -295,7 +296,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
     """Turn SIGTERM and SIGHUP into the same KeyboardInterrupt that Ctrl-C raises, so that undo stacks unwind.
 
     That happens once: further signals are ignored, so that nothing is undone by halves. The function that the block
-    gets makes it deaf to all of them.
+    gets makes it deaf to all of them. Python swallows what a handler raises inside a finalizer: it is raised again.
     """
     heard = False
 
@@ -309,10 +310,21 @@ def interruptible() -> Iterator[Callable[[], None]]:
         nonlocal heard
         heard = True
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    def swallowed(lost: sys.UnraisableHookArgs) -> None:
+        nonlocal heard
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            report(lost)
+            return
+        heard = False
+        signal.setitimer(signal.ITIMER_REAL, 0.01)  # raised again once the finalizer is over
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    report, sys.unraisablehook = sys.unraisablehook, swallowed
     try:
         yield deaf
     finally:
+        sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
 

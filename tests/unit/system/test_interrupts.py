@@ -1,0 +1,32 @@
+"""Requests to end reach a task even when they come at a bad moment."""
+
+import os
+import signal
+
+import pytest
+
+from pvetools.system import task
+
+
+class Finalized:
+    """Its finalizer is where the signal comes in."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(10000):  # the handler runs in here, and Python swallows what it raises
+            pass
+
+
+def test_an_interrupt_that_a_finalizer_swallowed_is_raised_again():
+    with pytest.raises(KeyboardInterrupt), task.interruptible():
+        thing = Finalized()
+        del thing
+        signal.sigtimedwait([signal.SIGUSR1], 10)
+        pytest.fail("the interrupt got lost")
+
+
+def test_handlers_are_as_before_afterwards():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    with task.interruptible():
+        pass
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
