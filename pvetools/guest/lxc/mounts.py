@@ -17,7 +17,7 @@ from pvetools.guest.lxc.tree import GuestTree
 from pvetools.options.lxc import LxcOptions, MountPoint, PassedDevice, Rootfs
 from pvetools.storage import inuse
 from pvetools.system import paths, run
-from pvetools.system.errors import PveError, Refused
+from pvetools.system.errors import PveError, Refused, RunError
 
 _DETACHED_WITHIN = 5.0  # seconds
 
@@ -189,9 +189,13 @@ def flush(where: Path) -> None:
     """Write everything to the disk below: a full storage shows only now.
 
     Raises:
-        RunError: it could not be written.
+        PveError: it could not be written.
     """
-    run.run(["sync", "--file-system", where])
+    try:
+        run.run(["sync", "--file-system", where])
+    except RunError as error:
+        reason = error.stderr.rpartition(": ")[2]
+        raise PveError(f"writing the container's data failed, its storage is full or broken: {reason}") from None
 
 
 @contextlib.contextmanager

@@ -81,6 +81,7 @@ def unpack(archive: Path, root: Path, ids: IdMap, *, ignore_errors: bool = False
     command = decompressor(archive)
     with archive.open("rb") as source, ExitStack() as stack:
         if not command:
+            _check_end(archive, source)
             said, code = _tar(source, root, ids)
             _judge(archive, said, code, "", 0, ignore_errors=ignore_errors)
             return
@@ -95,6 +96,17 @@ def unpack(archive: Path, root: Path, ids: IdMap, *, ignore_errors: bool = False
         _judge(archive, said, code, _text(words.read()), feeder, ignore_errors=ignore_errors)
 
 
+def _check_end(archive: Path, source: IO[bytes]) -> None:
+    """A plain tar ends with two empty blocks; tar itself takes no notice when they are missing.
+
+    Raises:
+        PveError: it was cut off.
+    """
+    size = os.fstat(source.fileno()).st_size
+    if os.pread(source.fileno(), 2 * BLOCK, max(size - 2 * BLOCK, 0)) != bytes(2 * BLOCK):
+        raise PveError(f"unpacking '{archive.name}' failed: the archive is truncated, its end mark is missing")
+
+
 def _end(process: run.Process) -> None:
     if process.poll() is None:
         process.kill()
@@ -106,7 +118,7 @@ def _end(process: run.Process) -> None:
 def _tar(source: IO[bytes] | None, root: Path, ids: IdMap) -> tuple[str, int]:
     """What tar said, and its exit status."""
     gone, alive = os.pipe()
-    with open(gone, "rb") as lifeline, tempfile.TemporaryFile() as words:
+    with os.fdopen(gone, "rb") as lifeline, tempfile.TemporaryFile() as words:
         try:
             tar = run.popen(
                 tar_command(ids), stdin=source, stdout=run.DEVNULL, stderr=words, cwd=root, pass_fds=[alive], tied=True

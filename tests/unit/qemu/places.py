@@ -27,7 +27,9 @@ class Volumes(dict[str, Source]):
 
 def place(**changes: object) -> Place:
     """VM 100 below the root `/`."""
-    usual = Place(100, "pvetools-100", UUID, "/run/pvetools/qemu", "/", Volumes(), {"vmbr0": 1500}, "tap100", True, False)
+    usual = Place(
+        100, "pvetools-100", UUID, "/run/pvetools/qemu", "/", Volumes(), {"vmbr0": 1500}, "tap100", True, False
+    )
     return usual._replace(**changes)
 
 

@@ -8,7 +8,17 @@ from pvetools.guest.qemu import watch
 from pvetools.options.drive import EfiDisk, IdeDrive, SataDrive, ScsiDrive, TpmState, VirtioDrive
 from pvetools.options.nic import Nic
 from pvetools.options.qemu import (
-    Agent, Boot, Cpu, Machine, Memory, NumaNode, QemuOptions, Random, Smbios, Vga, Watchdog,
+    Agent,
+    Boot,
+    Cpu,
+    Machine,
+    Memory,
+    NumaNode,
+    QemuOptions,
+    Random,
+    Smbios,
+    Vga,
+    Watchdog,
 )  # fmt: skip
 from pvetools.schema.core import PropertyString
 from pvetools.system.errors import Refused
@@ -150,7 +160,9 @@ PART_BASE |= {"cpu": "kvm64", "vga": "std", "numa": "1", "numa0": "cpus=0-3,memo
 PART_BASE |= {"machine": "pc", "ostype": "win10", "memory": "1024", "boot": "order=scsi0"}
 
 
-@pytest.mark.parametrize(("key", "part", "value", "family"), parts(), ids=lambda value: value if len(value) < 20 else "")
+@pytest.mark.parametrize(
+    ("key", "part", "value", "family"), parts(), ids=lambda value: value if len(value) < 20 else ""
+)
 def test_a_part_of_an_option(key: str, part: str, value: str, family: str) -> None:
     if f"{family}.{part}" in watch.ELSEWHERE:
         return
