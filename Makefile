@@ -20,13 +20,18 @@ export DEBIAN_FRONTEND := noninteractive
 # compiled modules are kept: tests start the tools hundreds of times
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test assets lint test-matrix conformance bench generate install uninstall packages packages-test clean
+.PHONY: demo test test-storage assets lint test-matrix conformance bench generate install uninstall packages packages-test clean
 
 demo: assets
 	$(VENV)/bin/python -m tests.sandbox.enter -- $(CURDIR)/$(VENV)/bin/python -m tests.demo
 
 test: lint assets
 	$(VENV)/bin/python -m tests.sandbox.enter -- $(CURDIR)/$(VENV)/bin/python -m pytest tests
+
+# storage backends against real servers and devices, in a VM of their own that is built once
+test-storage: $(VENV)/ready
+	$(VENV)/bin/python -m tests.storage_vm.build
+	$(VENV)/bin/python -m pytest -p tests.storage_vm.plugin tests/real/storage_vm
 
 # guest image and container templates, cached; made before the sandbox is entered, which reaches no mirror
 assets: $(VENV)/ready

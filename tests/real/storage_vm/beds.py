@@ -1,0 +1,143 @@
+"""A real storage of each type, made in the storage VM: on a disk of its own, or on a server that runs there."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+STORAGE = "store"
+
+
+def sh(command: str, *, check: bool = True, timeout: float = 120) -> str:
+    """Run a shell command as root of the VM."""
+    done = subprocess.run(["/bin/sh", "-ec", command], capture_output=True, text=True, timeout=timeout, check=False)
+    assert not check or done.returncode == 0, f"{command}\nstatus {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def disk(number: int) -> str:
+    """One of the VM's empty disks, without what an earlier test left on it."""
+    device = f"/dev/disk/by-id/virtio-data{number}"
+    sh(f"wipefs -qaf {device}; blkdiscard -f {device}; udevadm settle")
+    return device
+
+
+@dataclass(frozen=True)
+class Bed:
+    """A storage, ready to be defined.
+
+    `section` is its part of storage.cfg. `foreign` makes a volume with a name that is not ours in the same
+    place and gives (the name, a check that its content is untouched).  `thin`: space is taken when it is written.
+    """
+
+    section: str
+    foreign: Callable[[], tuple[str, Callable[[], bool]]]
+    thin: bool = False
+    content: str = "images,rootdir"
+
+
+def _marked_device(path: str, name: str) -> tuple[str, Callable[[], bool]]:
+    mark = b"foreign data " * 100
+
+    def untouched() -> bool:
+        with Path(path).open("rb") as file:
+            return file.read(len(mark)) == mark
+
+    with Path(path).open("r+b") as file:
+        file.write(mark)
+    return name, untouched
+
+
+@contextlib.contextmanager
+def lvm() -> Iterator[Bed]:
+    """A volume group of 4 GiB on disk 0."""
+    device = disk(0)
+    sh(f"vgcreate -q vgdata {device}")
+
+    def foreign() -> tuple[str, Callable[[], bool]]:
+        sh("lvs vgdata/backup || lvcreate -qy -L 8M -n backup vgdata")
+        return _marked_device("/dev/vgdata/backup", "backup")
+
+    try:
+        yield Bed(f"lvm: {STORAGE}\n\tvgname vgdata\n", foreign)
+    finally:
+        sh("vgremove -qfy vgdata")
+
+
+@contextlib.contextmanager
+def lvmthin() -> Iterator[Bed]:
+    """A thin pool of 3 GiB on disk 1."""
+    device = disk(1)
+    sh(f"vgcreate -q vgthin {device}; lvcreate -qy -L 3G --poolmetadatasize 32M -T vgthin/pool")
+
+    def foreign() -> tuple[str, Callable[[], bool]]:
+        sh("lvs vgthin/backup || lvcreate -qy -V 8M -n backup -T vgthin/pool")
+        return _marked_device("/dev/vgthin/backup", "backup")
+
+    try:
+        yield Bed(f"lvmthin: {STORAGE}\n\tvgname vgthin\n\tthinpool pool\n", foreign, thin=True)
+    finally:
+        sh("vgremove -qfy vgthin")
+
+
+@contextlib.contextmanager
+def zfspool() -> Iterator[Bed]:
+    """A pool on disk 2, with room for more than this storage."""
+    device = disk(2)
+    sh(f"zpool create -f -o cachefile=none -O compression=lz4 tank {device}; zfs create tank/vms")
+
+    def foreign() -> tuple[str, Callable[[], bool]]:
+        sh("zfs list tank/vms/backup || zfs create -V 8M tank/vms/backup; udevadm settle")
+        return _marked_device("/dev/zvol/tank/vms/backup", "backup")
+
+    try:
+        yield Bed(f"zfspool: {STORAGE}\n\tpool tank/vms\n\tsparse 1\n", foreign, thin=True)
+    finally:
+        sh("zpool destroy -f tank")
+
+
+@contextlib.contextmanager
+def directory() -> Iterator[Bed]:
+    """A file system on disk 3."""
+    with _file_system("/mnt/dir") as place:
+        yield Bed(f"dir: {STORAGE}\n\tpath {place}\n\tis_mountpoint 1\n", _foreign_file(place), thin=True)
+
+
+@contextlib.contextmanager
+def _file_system(place: str) -> Iterator[str]:
+    device = disk(3)
+    sh(f"mkfs.xfs -q -f {device}; mkdir -p {place}; mount {device} {place}")
+    try:
+        yield place
+    finally:
+        sh(f"umount {place}")
+
+
+def _foreign_file(place: str) -> Callable[[], tuple[str, Callable[[], bool]]]:
+    def foreign() -> tuple[str, Callable[[], bool]]:
+        path = Path(place, "images/100/notes.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("foreign")
+        return "100/notes.txt", lambda: path.read_text() == "foreign"
+
+    return foreign
+
+
+BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
+    "dir": directory,
+    "lvm": lvm,
+    "lvmthin": lvmthin,
+    "zfspool": zfspool,
+}
+# What the contract is tried with: a bed and an image format.
+CASES = [
+    ("dir", "raw"),
+    ("dir", "qcow2"),
+    ("lvm", "raw"),
+    ("lvmthin", "raw"),
+    ("zfspool", "raw"),
+    ("zfspool", "subvol"),
+]
