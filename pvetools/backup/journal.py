@@ -38,7 +38,7 @@ class Journal:
 
     @property
     def unfinished(self) -> bool:
-        """Whether there is anything to give back. A guest that was stopped is not started: it may be meant to be off."""
+        """Whether there is anything to give back. A stopped guest is not started: it may be meant to be off."""
         return bool(self.paths) or self.job or self.frozen or self.suspended
 
     @property

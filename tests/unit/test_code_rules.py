@@ -13,7 +13,15 @@ TOP_LEVEL = {
     ".ci", ".git", ".gitignore", "LICENSE", "Makefile", "README.md", "completions", "man", "pvetools", "pyproject.toml",
     "systemd", "tests",
 }  # fmt: skip
-LEFT_BY_TOOLS = {".venv", ".hypothesis", ".mypy_cache", ".ruff_cache", ".import_linter_cache", "build", "pvetools.egg-info"}
+LEFT_BY_TOOLS = {
+    ".venv",
+    ".hypothesis",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".import_linter_cache",
+    "build",
+    "pvetools.egg-info",
+}
 
 
 def name_of(path: Path) -> str:

@@ -211,7 +211,7 @@ def test_names_that_are_not_those_of_vm_archives_are_refused(
 
 
 def test_a_missing_archive_or_storage_is_named(archive: Path):
-    with pytest.raises(NotFound, match="archive '/nowhere/vzdump-qemu-1.vma' does not exist"):
+    with pytest.raises(NotFound, match=r"archive ./nowhere/vzdump-qemu-1\.vma. does not exist"):
         restore_qemu.restore(Request("/nowhere/vzdump-qemu-1.vma", 200))
     with pytest.raises(NotFound, match="storage 'nowhere' does not exist"):
         restore_qemu.restore(Request(str(archive), 200, storage="nowhere"))
@@ -249,8 +249,8 @@ def test_disks_and_devices_must_fit_together(node: Node, maps: list[str], device
 
 
 def test_values_that_make_no_sense_are_left_out_with_a_warning(node: Node, capsys: pytest.CaptureFixture[str]):
-    path = handmade(node, "cores: many\nmemory: 64\nnewoption: 7\n[evil]\nx\n#qmdump#map:scsi0:drive-scsi0:local:raw:\n",
-                    ["drive-scsi0"])  # fmt: skip
+    text = "cores: many\nmemory: 64\nnewoption: 7\n[evil]\nx\n#qmdump#map:scsi0:drive-scsi0:local:raw:\n"
+    path = handmade(node, text, ["drive-scsi0"])
     restore_qemu.restore(Request(str(path), 200))
     assert {"cores", "evil"}.isdisjoint(conf(200))
     assert conf(200)["newoption"] == "7"
