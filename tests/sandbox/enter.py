@@ -187,6 +187,7 @@ def furnish(libvirt: bool) -> None:
     cgroups.mount_inside(layout)
     _run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
     Path("/run/lock").mkdir(mode=0o1777)
+    _hide_apparmor()
     _run("mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/dev/shm")
     for path in HIDDEN:
         if Path(path).is_dir():
@@ -197,6 +198,15 @@ def furnish(libvirt: bool) -> None:
     if libvirt:
         daemons.configure()
         daemons.start()
+
+
+def _hide_apparmor() -> None:
+    """Let LXC find AppArmor switched off: policy belongs to the whole kernel, loading it would change the host."""
+    switch = Path("/sys/module/apparmor/parameters/enabled")
+    if switch.exists():
+        off = Path("/run/apparmor-enabled")
+        off.write_text("N\n")
+        _run("mount", "--bind", str(off), str(switch))
 
 
 def _own_etc() -> None:
