@@ -16,8 +16,8 @@ Line = tuple[str, str]
 PERIOD = 100000  # microseconds in which cpulimit is granted
 DEFAULT_UNITS = {1: 1024, 2: 100}
 UNITS_RANGE = {1: (2, 262144), 2: (1, 10000)}
-# A process that waits for SIGPWR is what LXC expects; systemd is recognised by LXC itself.
-HALT_SIGNAL = {"alpine": "SIGUSR2"}
+# What busybox takes as power-off. LXC sends SIGPWR, as sysvinit wants it, and recognises systemd by itself.
+BUSYBOX_HALT = "SIGUSR2"
 
 
 class Container(NamedTuple):
@@ -32,6 +32,7 @@ class Container(NamedTuple):
         links: names of the host's ends of its interfaces, by number.
         cut: numbers of interfaces that are not to be joined to their bridge (link down).
         devices: kernel numbers of passed devices by option index: type, major, minor.
+        busybox: whether its init is busybox.
     """
 
     vmid: int
@@ -42,6 +43,7 @@ class Container(NamedTuple):
     links: Mapping[int, str] = {}
     cut: frozenset[int] = frozenset()
     devices: Mapping[int, tuple[str, int, int]] = {}
+    busybox: bool = False
 
 
 def lines(ct: Container, host: Host) -> list[Line]:
@@ -85,8 +87,8 @@ def _base(ct: Container, host: Host) -> Iterator[Line]:
         yield "lxc.init.cmd", options.entrypoint
     if not options.console:
         yield "lxc.console.path", "none"
-    if options.ostype in HALT_SIGNAL:
-        yield "lxc.signal.halt", HALT_SIGNAL[options.ostype]
+    if ct.busybox:
+        yield "lxc.signal.halt", BUSYBOX_HALT
 
 
 def host_name(vmid: int, options: LxcOptions) -> str:

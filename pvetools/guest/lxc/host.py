@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from pvetools.system import paths
+from pvetools.system import files, paths, run
 
 CGROUPS = Path("/sys/fs/cgroup")
 LXC_CONFIG = Path("/usr/share/lxc/config")
@@ -25,7 +25,7 @@ class Host(NamedTuple):
         cgroup: 1 or 2.
         controllers: the controllers that can be used.
         swap_limit: whether swap can be limited.
-        apparmor: whether the kernel has AppArmor switched on.
+        apparmor: whether AppArmor is switched on and its rules can be loaded.
         cpus: CPUs that containers may use.
         archs: architectures whose programs run here.
         lxc_dir: LXC's folder.
@@ -51,7 +51,7 @@ def probe() -> Host:
         version,
         _controllers(version),
         _swap_limit(version),
-        _flag(Path("/sys/module/apparmor/parameters/enabled")),
+        apparmor_in_kernel() and run.find("apparmor_parser") is not None,
         tuple(sorted(os.sched_getaffinity(0))) if version == 1 else _effective_cpus(),
         RUNS.get(os.uname().machine, ()),
         paths.lxc_dir(),
@@ -88,11 +88,9 @@ def _swap_limit(version: int) -> bool:
     )
 
 
-def _flag(path: Path) -> bool:
-    try:
-        return path.read_text().strip() == "Y"
-    except OSError:
-        return False
+def apparmor_in_kernel() -> bool:
+    """Whether the kernel has AppArmor switched on."""
+    return (files.read_text(Path("/sys/module/apparmor/parameters/enabled")) or "").strip() == "Y"
 
 
 def _effective_cpus() -> tuple[int, ...]:

@@ -31,14 +31,18 @@ def options(vmid: int, section: Mapping[str, str]) -> LxcOptions:
         raise PveError(f"{paths.guest_config('lxc', vmid)}: {wrong}") from None
 
 
-def adapt(vmid: int, wanted: LxcOptions, ids: IdMap) -> None:
+def adapt(vmid: int, wanted: LxcOptions, ids: IdMap) -> bool:
     """Bring the files of a mounted container in line with its options, before every start.
+
+    Returns:
+        Whether its init is busybox, which wants another signal to shut down.
 
     Raises:
         PveError: a file that cannot be written.
     """
     with GuestTree(root_folder(vmid), ids) as tree:
         family.before_start(family.subject(tree, wanted))
+        return family.busybox_init(tree)
 
 
 def personalise(root: Path, wanted: LxcOptions, ids: IdMap, password_hash: str, ssh_keys: Sequence[str]) -> None:

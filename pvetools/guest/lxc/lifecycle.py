@@ -92,20 +92,34 @@ def _plan(current: GuestConfig, *, debug: bool) -> _Plan:
     idmap.check_host(ids)
     mounts.check_detached(vmid)
     mounts.check_reachable(vmid, ids)
+    _check_links(vmid, options)
+    _tell_gaps(host)
+    container = Container(
+        vmid,
+        options,
+        current.lxc,
+        ids,
+        groups.choose_cpus(vmid, options.cores, host),
+        {index: veth.name(vmid, index) for index in options.net},
+        frozenset(index for index, nic in options.net.items() if nic.link_down),
+        {index: _numbers(device) for index, device in options.dev.items()},
+    )
+    return _Plan(container, host, mounts.sources(options))
+
+
+def _check_links(vmid: int, options: LxcOptions) -> None:
     for index, nic in options.net.items():
         if nic.bridge:
             bridges.require(nic.bridge, f"net{index}")
     firewall.check_unfiltered(vmid, [f"net{index}" for index, nic in options.net.items() if nic.firewall])
-    cut = frozenset(index for index, nic in options.net.items() if nic.link_down)
-    links = {index: veth.name(vmid, index) for index in options.net}
-    cpus = groups.choose_cpus(vmid, options.cores, host)
-    if "cpuset" not in host.controllers and options.cores:
-        raise Refused("option 'cores' needs the cpuset controller, which this host's control groups lack")
+
+
+def _tell_gaps(host: Host) -> None:
+    """What this host cannot do for any container."""
     if not host.swap_limit:
         log.warn("this host's kernel does not account for swap: option 'swap' is without effect")
-    devices = {index: _numbers(device) for index, device in options.dev.items()}
-    container = Container(vmid, options, current.lxc, ids, cpus, links, cut, devices)
-    return _Plan(container, host, mounts.sources(options))
+    if hosts.apparmor_in_kernel() and not host.apparmor:
+        log.warn("program 'apparmor_parser' is not installed: the container is not confined; apt install apparmor")
 
 
 def _numbers(device: PassedDevice) -> tuple[str, int, int]:
@@ -118,13 +132,18 @@ def _launch(plan: _Plan) -> None:
     ct, host = plan.container, plan.host
     with namespace.private():
         mounts.attach_for_start(ct.vmid, plan.sources)
-        hosting.adapt(ct.vmid, ct.options, ct.ids)
+        ct = ct._replace(busybox=hosting.adapt(ct.vmid, ct.options, ct.ids))
         mounts.seal_all(ct.vmid, plan.sources)
         mounts.make_devices(ct.vmid, ct.options.dev, ct.ids)
         if lxc_config.own_seccomp(ct):
             files.write_atomic(lxc_config.seccomp_file(ct.vmid, host), hosting.seccomp_rules())
         files.write_atomic(lxc_config.folder(ct.vmid, host) / "config", lxc_config.text(ct, host))
-        runtime.start(ct.vmid)
+        try:
+            runtime.start(ct.vmid)
+        except PveError:
+            if ct.options.debug:
+                log.emit((files.read_text(runtime.log_file(ct.vmid)) or "").rstrip("\n"))
+            raise
 
 
 def kill(vmid: int) -> None:
@@ -135,7 +154,14 @@ def kill(vmid: int) -> None:
     """
     groups.thaw(vmid)
     runtime.stop(vmid)
+    _wait_gone(vmid)
+
+
+def _wait_gone(vmid: int) -> None:
+    """Wait until the monitor has ended and its volumes are free again."""
     running.wait_gone(vmid)
+    with contextlib.suppress(PveError):  # a volume that is not there is no volume to wait for
+        mounts.await_idle(mounts.images(options_of(config.load("lxc", vmid))))
 
 
 def stop(vmid: int, *, skip_lock: bool = False) -> None:
@@ -193,6 +219,7 @@ def halt(vmid: int, timeout: float, *, force: bool = False) -> None:
         time.sleep(min(pause, timeout))
         pause = min(pause * 1.3, 0.1)
     if not running.is_running(vmid):
+        _wait_gone(vmid)
         return
     if not force:
         raise PveError(f"CT {vmid} did not shut down within {timeout:g} seconds")

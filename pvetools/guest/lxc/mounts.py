@@ -222,10 +222,19 @@ def mounted(vmid: int, options: LxcOptions, ids: IdMap, *, writable: bool = Fals
             if writable:
                 flush(root_folder(vmid))
     finally:
-        _await_idle(idle)
+        await_idle(idle)
 
 
-def _await_idle(images: list[Path]) -> None:
+def images(options: LxcOptions) -> list[Path]:
+    """The disk images among a container's volumes.
+
+    Raises:
+        PveError: a volume or directory that is not there.
+    """
+    return [source.path for source in sources(options) if source.path.is_file()]
+
+
+def await_idle(images: list[Path]) -> None:
     """The kernel lets go of loop devices a moment after the last mount has gone; until then nobody could free these."""
     deadline = time.monotonic() + _DETACHED_WITHIN
     while any(inuse.user_of(image) for image in images) and time.monotonic() < deadline:

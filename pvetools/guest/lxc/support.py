@@ -89,6 +89,8 @@ def check(vmid: int, options: LxcOptions, host: Host) -> None:
         Refused: naming every such option.
     """
     found = [*refusals(options), *_addresses(options)]
+    if options.cores and "cpuset" not in host.controllers:
+        found.append("option 'cores' needs the cpuset controller, which this host's control groups lack")
     if options.arch not in host.archs:
         found.append(f"option 'arch' is '{options.arch}', whose programs this host cannot run")
     if options.rootfs is None:

@@ -40,6 +40,7 @@ def rendered(name: str, host: Host) -> str:
         cpus=(0, 2) if options.cores else (),
         links={index: f"veth101i{index}" for index in options.net},
         cut=frozenset(index for index, nic in options.net.items() if nic.link_down),
+        busybox=name == "terminals",
         devices={index: ("c", 188, index) for index in options.dev},
     )
     return config.text(container, host)

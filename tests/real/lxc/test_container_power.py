@@ -88,6 +88,12 @@ def test_a_shutdown_right_after_the_start_is_not_lost(root: Root, ct_template: P
     assert state(root) == "stopped"
 
 
+def test_busybox_shuts_down_when_asked(small: Callable[..., Root]) -> None:
+    root = small("--rootfs", "local:1", "--start", 1)
+    root.cli("pct", "shutdown", 101, "--timeout", 30, ok=True)
+    assert root.running() == {}
+
+
 def test_an_init_that_does_not_listen_is_stopped_when_asked(small: Callable[..., Root]) -> None:
     root = small("--rootfs", "local:0", "--entrypoint", "/bin/sleep 1000", "--start", 1)
     done = root.cli("pct", "shutdown", 101, "--timeout", 1)
@@ -210,4 +216,5 @@ def test_the_log_tells_why_a_start_failed(small: Callable[..., Root]) -> None:
     done = root.cli("pct", "start", 101)
     assert done.status != 0
     assert "CT 101 did not start: " in done.stderr and "/no/such/init" in done.stderr
+    assert "DEBUG" in root.cli("pct", "start", 101, "--debug", 1).stderr
     assert root.running() == {}

@@ -14,7 +14,7 @@ from pvetools.options.lxc import LxcNic, LxcOptions, MountPoint, Rootfs
 from pvetools.system.errors import ParamErrors, Refused
 
 ROOT = {"rootfs": "local:101/vm-101-disk-0.raw,size=4G", "ostype": "debian"}
-HOST = Host(2, frozenset(), True, False, (0, 1), ("amd64", "i386"), Path("/l"), Path("/l"), "")
+HOST = Host(2, frozenset({"cpuset"}), True, False, (0, 1), ("amd64", "i386"), Path("/l"), Path("/l"), "")
 
 
 def check(**options: str) -> None:
@@ -49,6 +49,12 @@ def test_mounting_file_systems_inside_needs_privileges() -> None:
     check(features="mount=nfs")
     with pytest.raises(Refused, match=r"features\.mount"):
         check(features="mount=nfs", unprivileged="1")
+
+
+def test_cores_need_a_controller_of_the_host() -> None:
+    check(cores="1")
+    with pytest.raises(Refused, match="'cores' needs the cpuset controller"):
+        support.check(101, LxcOptions.read(ROOT | {"cores": "1"}), HOST._replace(controllers=frozenset()))
 
 
 def test_all_reasons_are_told_at_once() -> None:

@@ -168,7 +168,7 @@ def _terminals(ct: Subject) -> None:
     if unit:
         _systemd_terminals(ct, unit)
     before = ct.tree.read("/etc/inittab")
-    if before is None or ct.ostype not in ("debian", "devuan", "ubuntu") or _busybox_init(ct.tree):
+    if before is None or ct.ostype not in ("debian", "devuan", "ubuntu") or busybox_init(ct.tree):
         return
     old = ct.ostype == "debian" and (0,) < _version(ct) < (7,)
     _changed(ct, "/etc/inittab", names.inittab(before, ct.options.tty, "-L" if old else "--noclear"))
@@ -192,7 +192,8 @@ def _unit_file(tree: GuestTree, unit: str) -> str | None:
     return next((f"{place}/{unit}" for place in UNITS if tree.exists(f"{place}/{unit}")), None)
 
 
-def _busybox_init(tree: GuestTree) -> bool:
+def busybox_init(tree: GuestTree) -> bool:
+    """Whether a container's init is busybox."""
     return (tree.link("/sbin/init") or "").endswith("busybox")
 
 
