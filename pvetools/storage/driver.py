@@ -20,6 +20,12 @@ class Capabilities(NamedTuple):
     files: bool  # volumes are files or folders, and archives, templates and ISO images can be kept
     alloc: frozenset[str]
     resize: frozenset[str]
+    online_resize: frozenset[str] = frozenset()  # also while somebody uses the volume
+    snapshot: frozenset[str] = frozenset()
+    rollback_to_newest: bool = False  # only to the newest snapshot: newer ones have to go first
+    base: frozenset[str] = frozenset()  # can be made the base of linked clones
+    limits_folders: bool = False  # folders (format subvol) take a size
+    foreign: bool = False  # volumes are made elsewhere, here they are only found
 
 
 class Space(NamedTuple):
@@ -31,7 +37,7 @@ class Space(NamedTuple):
 
 
 class Source(NamedTuple):
-    """How QEMU or a mount reaches a volume: a file or a folder at ``path``."""
+    """How QEMU or a mount reaches a volume: a ``file``, a ``block`` device or a ``folder`` at ``path``."""
 
     kind: str
     path: Path
@@ -69,6 +75,13 @@ class Volume:
         if self.protected:
             data["protected"] = 1
         return data
+
+
+class Snapshot(NamedTuple):
+    """A snapshot of a volume; ``ctime`` in seconds since the epoch."""
+
+    name: str
+    ctime: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +134,25 @@ class Driver(Protocol):
         """Remove a volume; refuses protected ones, those in use, and those that others lie on. NotFound."""
 
     def resize(self, name: str, size: int) -> None:
-        """Grow a volume that nobody uses to ``size`` bytes."""
+        """Grow a volume to ``size`` bytes; used ones only where ``info.online_resize`` says so."""
+
+    def snapshots(self, name: str) -> list[Snapshot]:
+        """Snapshots of a volume, oldest first."""
+
+    def snapshot(self, name: str, snapshot: str) -> None:
+        """Keep the state that a volume has now. Exists."""
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        """Forget a state; the volume and its other snapshots stay. NotFound."""
+
+    def rollback(self, name: str, snapshot: str) -> None:
+        """Give a volume that nobody uses the state of a snapshot, which stays. NotFound."""
+
+    def make_base(self, name: str) -> str:
+        """Make a volume that nobody uses the base of linked clones, never to be written again; gives its new name."""
+
+    def clone(self, name: str, vmid: int) -> str:
+        """Make a linked clone of a base volume for a guest; gives its name."""
 
     def notes(self, name: str) -> str:
         """Notes of a volume, complete."""

@@ -25,6 +25,7 @@ BACKUP = re.compile(r"[^/]+\.(tgz|(?:tar|vma)(?:\.(?:gz|lzo|zst|bz2))?)")
 SNIPPET = re.compile(r"[^/]+")
 IMPORT = re.compile(rf"{_SAFE}+\.(ova|ovf|qcow2|raw|vmdk)")
 _IN_OVA = re.compile(r"([a-zA-Z0-9\-.+=_ ]+\.ova)/[a-zA-Z0-9\-.+=_ ]+\.(qcow2|raw|vmdk)")
+_SNAPSHOT = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,59}", re.ASCII)
 _OWNER_OF_BACKUP = re.compile(r"vzdump-(?:openvz|lxc|qemu)-(\d+)-.+", re.ASCII)
 
 
@@ -39,6 +40,16 @@ class VolumeName:
     base: str = ""
     base_vmid: int | None = None
     is_base: bool = False
+
+
+def check_snapshot(name: str) -> None:
+    """Refuse names of snapshots that could mean something else to the tools.
+
+    Raises:
+        PveError: a letter has to be first, then letters, digits, ``-`` and ``_``, 60 at most.
+    """
+    if not _SNAPSHOT.fullmatch(name):
+        raise PveError(f"invalid snapshot name '{name}': letters, digits, '-' and '_' are allowed, a letter first")
 
 
 def is_vmid(text: str) -> bool:

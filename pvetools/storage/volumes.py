@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pvetools.storage import definition, names, registry
 from pvetools.storage.definition import Definition
-from pvetools.storage.driver import Driver, Source, Space, Volume, Wish
+from pvetools.storage.driver import Driver, Snapshot, Source, Space, Volume, Wish
 from pvetools.system import log, paths
 from pvetools.system.errors import NotFound, PveError, Refused
 
@@ -288,13 +288,97 @@ def free(volid: str, *, missing_ok: bool = False) -> None:
 
 
 def resize(volid: str, size: int) -> None:
-    """Grow a volume that no running guest uses to ``size`` bytes; file systems inside are the caller's.
+    """Grow a volume to ``size`` bytes; file systems inside, and telling a running guest, are the caller's.
 
     Raises:
         NotFound. Refused: it would shrink, is in use, or has a format without that. PveError: the storage is full.
     """
     driver, name = _ready(volid)
     driver.resize(name, size)
+
+
+# Snapshots, base volumes and linked clones.
+
+
+def can(volid: str, what: str) -> bool:
+    """Whether a volume's storage offers ``snapshot``, ``base``, ``resize`` or ``online_resize`` for its format.
+
+    Raises:
+        As ``parse``.
+    """
+    driver, name = _located(volid)
+    return driver.parse(name).format in getattr(driver.info, what)
+
+
+def _offering(volid: str, what: str, words: str) -> tuple[Driver, str]:
+    driver, name = _ready(volid)
+    form = driver.parse(name).format
+    if form not in getattr(driver.info, what):
+        raise Refused(f"storage '{driver.definition.id}' has no {words} of volumes of format '{form}' ('{volid}')")
+    return driver, name
+
+
+def snapshots(volid: str) -> list[Snapshot]:
+    """Snapshots of a volume, oldest first.
+
+    Raises:
+        NotFound. Refused: the storage has none for this format. As ``usable``.
+    """
+    driver, name = _offering(volid, "snapshot", "snapshots")
+    return driver.snapshots(name)
+
+
+def snapshot(volid: str, name: str) -> None:
+    """Keep the state that a volume has now; that a running guest has written all of it is the caller's.
+
+    Raises:
+        NotFound. Exists: the name is used. As ``snapshots``.
+    """
+    driver, volume = _offering(volid, "snapshot", "snapshots")
+    driver.snapshot(volume, name)
+
+
+def delete_snapshot(volid: str, name: str) -> None:
+    """Forget a snapshot; the volume and the other snapshots stay as they are.
+
+    Raises:
+        NotFound: no such volume or snapshot. As ``snapshots``.
+    """
+    driver, volume = _offering(volid, "snapshot", "snapshots")
+    driver.delete_snapshot(volume, name)
+
+
+def rollback(volid: str, name: str) -> None:
+    """Give a volume that nobody uses the state of a snapshot; the snapshot stays.
+
+    Raises:
+        NotFound: no such volume or snapshot. Refused: in use, or newer snapshots are in the way. As ``snapshots``.
+    """
+    driver, volume = _offering(volid, "snapshot", "snapshots")
+    driver.rollback(volume, name)
+
+
+def make_base(volid: str) -> str:
+    """Make a volume the base of linked clones; nobody may write to it from now on. Gives its new volume id.
+
+    Raises:
+        NotFound. Refused: in use, a base already, or not possible there. As ``usable``.
+    """
+    driver, name = _offering(volid, "base", "base volumes")
+    return f"{driver.definition.id}:{driver.make_base(name)}"
+
+
+def clone(volid: str, vmid: int) -> str:
+    """Make a linked clone of a base volume for a guest; gives its volume id.
+
+    Raises:
+        NotFound. Refused: not a base volume. As ``usable``.
+    """
+    driver, name = _offering(volid, "base", "linked clones")
+    return f"{driver.definition.id}:{driver.clone(name, vmid)}"
+
+
+# Attributes.
 
 
 def notes(volid: str) -> str:
