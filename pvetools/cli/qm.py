@@ -28,11 +28,13 @@ class StatusParams(VmParams):
 
 def _status(p: StatusParams) -> dict[str, Any]:
     """Show the state of a virtual machine."""
-    from pvetools.guest.qemu import status
-
     if p.verbose:
+        from pvetools.guest.qemu import status
+
         return status.current(p.vmid)
-    return {"status": "running" if status.is_running(p.vmid) else "stopped"}
+    from pvetools.guest.qemu import running
+
+    return {"status": "running" if running.is_running(p.vmid) else "stopped"}
 
 
 STATUS = Local(StatusParams, _status)
@@ -56,11 +58,12 @@ WAIT = Local(WaitParams, _wait)
 
 def _unlock(p: VmParams) -> None:
     """Remove the lock that a command left in the configuration."""
-    from pvetools.guest.qemu import lifecycle
+    from pvetools.backup.unlock import unlock
+    from pvetools.guest.qemu.kind import QEMU
     from pvetools.system import paths
 
     paths.ensure_tree()
-    lifecycle.unlock(p.vmid)
+    unlock(QEMU, p.vmid)
 
 
 UNLOCK = Local(VmParams, _unlock)

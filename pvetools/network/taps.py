@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from pvetools.system import paths
 
 MAX_NAME = 15  # bytes of an interface name in Linux
@@ -20,6 +18,8 @@ def tap_prefix(vmid: int) -> str:
     readable = f"t{tag[:4]}{vmid}"
     if len(tap_name(readable, 31)) <= MAX_NAME:
         return readable
+    import hashlib
+
     return "t" + hashlib.sha256(f"{tag}/{vmid}".encode()).hexdigest()[:10]
 
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
-import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pvetools.guest.qemu.element import Element
-from pvetools.guest.qemu.place import domain_name, name_prefix
-from pvetools.system import run
+from pvetools.guest.qemu.place import domain_name
+from pvetools.guest.qemu.running import running_pid as running_pid
+from pvetools.guest.qemu.running import running_pids as running_pids
+from pvetools.guest.qemu.running import wait_for_end as wait_for_end
 from pvetools.system.errors import PveError
 
 if TYPE_CHECKING:
     import libvirt
 
 URI = "qemu:///system"
-PID_FOLDER = Path("/run/libvirt/qemu")
 _STATES = {1: "running", 2: "io-error", 3: "paused", 4: "shutdown", 5: "shutdown", 6: "internal-error", 7: "suspended"}
 _BACK_WITHIN = 15.0  # seconds that a restart of libvirt's daemon may take
 _GONE_WITHIN = 10.0  # seconds that libvirt may know a domain after its QEMU has ended
@@ -29,56 +26,6 @@ _GONE_WITHIN = 10.0  # seconds that libvirt may know a domain after its QEMU has
 
 class Hypervisor(PveError):
     """Libvirt or QEMU refused to do something; the sentence is theirs."""
-
-
-# -- which guests run: from libvirt's pid files, without a connection --------------------------------------------------
-
-
-def running_pids() -> dict[int, int]:
-    """Process ids of this root's running guests (paused ones too), by guest id."""
-    prefix = name_prefix()
-    pattern = re.compile(re.escape(prefix) + r"([1-9][0-9]{2,8})\.pid")
-    try:
-        with os.scandir(PID_FOLDER) as entries:
-            names = [entry.name for entry in entries]
-    except OSError:
-        return {}
-    found: dict[int, int] = {}
-    for match in filter(None, map(pattern.fullmatch, names)):
-        pid = _live_pid(PID_FOLDER / match[0], match[0].removesuffix(".pid"))
-        if pid:
-            found[int(match[1])] = pid
-    return found
-
-
-def running_pid(vmid: int) -> int:
-    """Process id of a running guest, 0 when it does not run."""
-    name = domain_name(vmid)
-    return _live_pid(PID_FOLDER / f"{name}.pid", name)
-
-
-def _live_pid(path: Path, name: str) -> int:
-    """The pid in a file, if that process still is the QEMU of the domain."""
-    try:
-        pid = int(path.read_text())
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (OSError, ValueError):
-        return 0
-    return pid if f"guest={name},".encode() in command else 0
-
-
-def wait_for_end(pid: int, timeout: float | None) -> bool:
-    """Wait until a process has ended; False when it still runs after ``timeout`` seconds."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else max(0, int(timeout * 1000))))
-    finally:
-        os.close(fd)
 
 
 # -- the connection ----------------------------------------------------------------------------------------------------
@@ -131,6 +78,8 @@ def disconnect() -> None:
 
 
 def _start_command() -> str:
+    from pvetools.system import run
+
     daemon = "libvirtd" if run.find("libvirtd") or not run.find("virtqemud") else "virtqemud"
     return f"systemctl start {daemon}"
 
@@ -365,6 +314,8 @@ def qmp(vmid: int, command: str, **arguments: Any) -> Any:
     Raises:
         Hypervisor: QEMU's words.
     """
+    import json
+
     question = {"execute": command, **({"arguments": arguments} if arguments else {})}
     return _monitor(vmid, command, json.dumps(question), flags=0)
 
@@ -376,6 +327,8 @@ def hmp(vmid: int, line: str) -> str:
 
 def _monitor(vmid: int, name: str, text: str, flags: int) -> Any:
     domain = _domain(vmid)
+    import json
+
     import libvirt_qemu
 
     with _reported(f"monitor command '{name}' of VM {vmid} failed"):
@@ -414,6 +367,8 @@ def has_shares(vmid: int) -> bool:
 
 def version() -> str:
     """Version of this host's QEMU, as its program tells it: ``7.2.22``."""
+    from pvetools.system import run
+
     said = run.run(["qemu-system-x86_64", "--version"]).stdout
     match = re.search(r"version ([0-9]+(?:\.[0-9]+)+)", said)
     return match[1] if match else "0.0"
@@ -449,6 +404,8 @@ def begin_backup(vmid: int, socket: Path, disks: Sequence[BackupDisk]) -> None:
     Raises:
         Hypervisor: the guest does not run, or libvirt refuses.
     """
+    from pvetools.guest.qemu.element import Element
+
     job = Element("domainbackup", mode="pull")
     job.add("server", transport="unix", socket=socket)
     top = job.add("disks")

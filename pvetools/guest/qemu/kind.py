@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pvetools.guest.common.kind import GuestKind, Making
-from pvetools.guest.qemu import hypervisor
+from pvetools.guest.qemu import running
 from pvetools.guest.qemu.texts import is_volume_key, volume_in, volumes, with_size
 from pvetools.options.qemu import QemuOptions
 
 
 def is_running(vmid: int) -> bool:
     """Whether a guest runs; a paused one does."""
-    return hypervisor.running_pid(vmid) != 0
+    return running.running_pid(vmid) != 0
 
 
 def rules(section: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pvetools.config import guest as config
-from pvetools.guest.qemu import hypervisor, texts
+from pvetools.guest.qemu import running, texts
 from pvetools.network import bridges
 from pvetools.network.taps import tap_name, tap_prefix
 from pvetools.system import paths
@@ -18,11 +18,12 @@ from pvetools.system.errors import PveError
 
 def listing(*, full: bool = False) -> list[dict[str, Any]]:
     """One row a virtual machine of this node, in the order of the ids; ``full`` asks libvirt about running ones."""
-    pids = hypervisor.running_pids()
+    pids = running.running_pids()
     rows: list[dict[str, Any]] = []
-    for vmid in sorted(_ids()):
+    folder = str(paths.guest_dir("qemu"))
+    for vmid in sorted(_ids(folder)):
         try:
-            section = config.quick(paths.guest_config("qemu", vmid))
+            section = config.quick(f"{folder}/{vmid}.conf")
         except FileNotFoundError:  # destroyed meanwhile
             continue
         pid = pids.get(vmid, 0)
@@ -31,9 +32,9 @@ def listing(*, full: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def _ids() -> list[int]:
+def _ids(folder: str) -> list[int]:
     try:
-        with os.scandir(paths.guest_dir("qemu")) as entries:
+        with os.scandir(folder) as entries:
             names = [entry.name[:-5] for entry in entries if entry.name.endswith(".conf")]
     except OSError:
         return []
@@ -47,25 +48,13 @@ def current(vmid: int) -> dict[str, Any]:
         NotFound: no such guest.
     """
     section = config.load("qemu", vmid).current
-    pid = hypervisor.running_pid(vmid)
+    pid = running.running_pid(vmid)
     row: dict[str, Any] = {**_row(vmid, section, pid), "ha": {"managed": 0}}
     if _says_yes(section.get("agent", "")):
         row["agent"] = 1
     if not pid:
         return {**row, "qmpstatus": "stopped"}
     return {**row, **_measured(vmid), **_machine(vmid)}
-
-
-def is_running(vmid: int) -> bool:
-    """Whether a guest runs.
-
-    Raises:
-        NotFound: no such guest.
-    """
-    path = paths.guest_config("qemu", vmid)
-    if not path.exists():
-        config.load("qemu", vmid)
-    return hypervisor.running_pid(vmid) != 0
 
 
 def _says_yes(text: str) -> bool:
@@ -131,6 +120,8 @@ _QMP_STATES = {
 
 def _measured(vmid: int) -> dict[str, Any]:
     """Libvirt's figures; nothing when it cannot be reached or the guest has just stopped."""
+    from pvetools.guest.qemu import hypervisor
+
     try:
         figures = hypervisor.statistics(vmid)
     except PveError:
@@ -150,6 +141,8 @@ def _measured(vmid: int) -> dict[str, Any]:
 
 def _machine(vmid: int) -> dict[str, Any]:
     """What QEMU tells about itself."""
+    from pvetools.guest.qemu import hypervisor
+
     try:
         version = hypervisor.qmp(vmid, "query-version")["qemu"]
         name = hypervisor.qmp(vmid, "qom-get", path="/machine", property="type")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pvetools.config import guest as config
-from pvetools.guest.qemu import hypervisor, place
+from pvetools.guest.qemu import place, running
 from pvetools.system import log
 from pvetools.system.errors import ParamErrors, PveError, Refused
 
@@ -44,7 +44,7 @@ def open_terminal(vmid: int, interface: str = "", escape: str = "^O") -> None:
     key = escape_byte(escape)
     section = config.load("qemu", vmid).current
     name = _interface({name: value for name, value in section.items() if name.startswith("serial")}, vmid, interface)
-    if not hypervisor.running_pid(vmid):
+    if not running.running_pid(vmid):
         raise PveError(f"VM {vmid} not running")
     hint = f" (press {_spoken(escape)} to exit)" if key else ""
     with _connected(place.serial_socket(vmid, int(name.removeprefix("serial")))) as port:
