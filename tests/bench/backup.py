@@ -107,7 +107,7 @@ def running_vm(scratch: Path) -> list[Figure]:
 
 
 def stopped_container(scratch: Path) -> list[Figure]:
-    """``vzdump`` of a Debian container with some hundred megabytes of programs."""
+    """``vzdump`` of a Debian container with 256 MiB of half compressible data besides its system."""
     env, pct, vzdump = environment(scratch), tool("pct", scratch), tool("vzdump", scratch)
     packed = template.debian()
     cache = scratch / "var/lib/vz/template/cache"
@@ -115,7 +115,9 @@ def stopped_container(scratch: Path) -> list[Figure]:
     (cache / packed.name).symlink_to(packed)
     run([pct, "create", "101", f"local:vztmpl/{packed.name}", "--rootfs", "local:0", "--unprivileged", "0"], env)
     root = scratch / "var/lib/vz/images/101/subvol-101-disk-0.subvol"
-    shutil.copytree("/usr/share", root / "opt/share", symlinks=True)
+    source = random.Random(2)
+    for number in range(256):
+        (root / f"srv/{number}").write_text(source.randbytes(MIB // 2).hex())
     out, plain = scratch / "out", scratch / "plain"
     argv = [vzdump, "101", "--compress", "zstd", "--zstd", THREADS, "--dumpdir", out, "--quiet", "1"]
     cleaners = [emptied(out), emptied(plain)]
