@@ -49,12 +49,6 @@ def sink(extra: Sink) -> Iterator[None]:
         _sinks.remove(extra)
 
 
-def quiet() -> None:
-    """Stop writing messages to standard error."""
-    if _to_stderr in _sinks:
-        _sinks.remove(_to_stderr)
-
-
 @contextmanager
 def console(writer: Sink) -> Iterator[None]:
     """Send messages to another writer in place of standard error while the block runs."""
