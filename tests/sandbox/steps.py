@@ -64,14 +64,15 @@ class Walk:
         assert ended.status == 0, f"status {ended.status}: {ended.stderr}{ended.stdout}"
         return ended.labels
 
-    def kill_before(self, number: int, *, linger: float = 5.0) -> Ended:
-        """Run and be killed before step `number` (counted from 1; never when there are fewer).
+    def kill_before(self, number: int, *, linger: float = 5.0, sig: signal.Signals = signal.SIGKILL) -> Ended:
+        """Run and be killed (or get another signal) before step `number` (from 1; never when there are fewer).
 
         Children that the tool leaves get `linger` seconds to end by themselves, then they are killed
         and named in `orphans`.
         """
         log = self.root.path / "var/log/steps"
         environment = {**self.root.environment(), steps_shim.LOG: str(log), steps_shim.KILL: str(number)}
+        environment[steps_shim.SIGNAL] = str(int(sig))
         environment["PYTHONHASHSEED"] = "0"  # the same order of steps each time
         said = {name: (self.root.path / "var/log" / f"steps.{name}") for name in ("stdout", "stderr")}
         # Files instead of pipes: a child that outlives the tool would keep a pipe open.
@@ -86,7 +87,7 @@ class Walk:
                 child.wait()
                 raise AssertionError(f"step {number}: no end after {self.timeout:.0f} s: {_text(log)}") from None
         return Ended(
-            killed=status == -signal.SIGKILL,
+            killed=status == -sig,
             labels=_text(log).splitlines(),
             status=status,
             stdout=_text(said["stdout"]),

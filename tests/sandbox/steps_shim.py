@@ -1,8 +1,9 @@
-"""Runs inside of a pvetools process under test: counts its steps and kills it before the n-th.
+"""Runs inside of a pvetools process under test: counts its steps and kills (or signals) it before the n-th.
 
-A step is a call of a watched module's public function, a child process that has just been started,
-or a change of the file tree below the root (by audit events, so that none is forgotten).  Steps of the same
-name that follow each other directly count once: polling does not move the numbers.
+A step is a call of a watched module's public function, the return of one that changed something outside of the
+process, a child process that has just been started, or a change of the file tree below the root (by audit events,
+so that none is forgotten).  Steps of the same name that follow each other directly count once: polling does not move
+the numbers.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 LOG = "PVETOOLS_STEPS_LOG"
 KILL = "PVETOOLS_STEPS_KILL"
+SIGNAL = "PVETOOLS_STEPS_SIGNAL"
 WATCHED = (
     "pvetools.system.run",
     "pvetools.system.files",
@@ -30,16 +33,26 @@ WATCHED = (
 )
 # These only look: a kill before them is a kill before the step that follows.
 LOOKS = {"environment", "find", "require", "read_text", "sync_folder"}
+# What these did is there when they return: that is a step of its own.
+CHANGES = {
+    "hypervisor.create", "hypervisor.destroy", "hypervisor.begin_backup", "hypervisor.abort_backup",
+    "hypervisor.suspend", "hypervisor.resume", "runtime.start", "runtime.stop", "runtime.freeze", "runtime.thaw",
+}  # fmt: skip
+STARTED_AFTER = 0.02  # seconds after which a signal comes that is due when a child has been started
 TREE_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 # Task logs, locks and sockets: what a kill leaves of these is no state.
 UNCOUNTED = ("/var/log/", "/run/")
 
 
 class Counter:
-    """The steps so far; kills the process when its number comes."""
+    """The steps so far; kills the process when its number comes, or signals it then and at every later step.
 
-    def __init__(self, log: str, kill: int, root: str) -> None:
+    SIGINT goes to its whole group, as from a terminal.
+    """
+
+    def __init__(self, log: str, kill: int, number: int, root: str) -> None:
         self.kill = kill
+        self.signal = number
         self.root = root
         self.number = 0
         self.last = ""
@@ -52,8 +65,23 @@ class Counter:
         self.last = label
         self.number += 1
         os.write(self.log, f"{label}\n".encode(errors="replace"))
-        if self.number == self.kill:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.number == self.kill or 0 < self.kill < self.number:
+            self._end(label)
+
+    def _end(self, label: str) -> None:
+        if self.signal != signal.SIGKILL and label.startswith("started "):
+            # Not inside of subprocess.Popen: nobody would know the child.
+            later = threading.Timer(STARTED_AFTER, self._send)
+            later.daemon = True  # a process that ends before stays as it is
+            later.start()
+        else:
+            self._send()
+
+    def _send(self) -> None:
+        if self.signal == signal.SIGINT:
+            os.killpg(0, self.signal)
+        else:
+            os.kill(os.getpid(), self.signal)
 
 
 def _describe(function: str, arguments: Sequence[Any]) -> str:
@@ -68,7 +96,10 @@ def _wrapped(counter: Counter, label: str, function: Callable[..., Any], skip: i
     @functools.wraps(function)
     def counted(*arguments: Any, **named: Any) -> Any:
         counter.step(_describe(label, arguments[skip:]))
-        return function(*arguments, **named)
+        result = function(*arguments, **named)
+        if label in CHANGES:
+            counter.step(f"{label} done")
+        return result
 
     return counted
 
@@ -138,7 +169,8 @@ def _watch_children(counter: Counter) -> None:
 def install() -> None:
     """Called first thing in the process under test."""
     root = os.environ["PVETOOLS_ROOT"]
-    counter = Counter(os.environ.pop(LOG), int(os.environ.pop(KILL)), root)
+    kill, number = int(os.environ.pop(KILL)), int(os.environ.pop(SIGNAL, signal.SIGKILL))
+    counter = Counter(os.environ.pop(LOG), kill, number, root)
     sys.meta_path.insert(0, _Finder(counter))
     _watch_children(counter)
     _watch_tree(counter, root)
