@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from pvetools.guest.lxc import stats
 from tests.real.lxc.conftest import put_template, until
 from tests.sandbox.root import Root
+from tests.signals import ask_to_end
 
 ROOTS = {"image": "local:1", "folder": "local:0"}
 NET = ("--net0", "name=eth0,bridge=vmbr0")
@@ -203,11 +203,7 @@ def test_an_interrupted_shutdown_leaves_it_running(small: Callable[..., Root]) -
     root = small("--rootfs", "local:0", "--entrypoint", "/bin/sleep 1000", "--start", 1)
     waiting = root.spawn("pct", "shutdown", 101, "--timeout", 100)
     until(lambda: "vzshutdown" in (root / "var/log/pve/tasks/active").read_text(), "the task")
-    timer = threading.Timer(20, waiting.kill)
-    timer.start()
-    waiting.send_signal(signal.SIGINT)
-    assert waiting.wait() == 130
-    timer.cancel()
+    assert ask_to_end(waiting, signal.SIGINT) == 130
     assert state(root) == "running"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.sandbox.root import Result, Root
+from tests.signals import ask_to_end
 
 Cli = Callable[..., Result]
 pytestmark = pytest.mark.timeout(180)
@@ -102,8 +103,7 @@ def test_an_interrupt_ends_the_waiting(cli: Cli, root: Root, containers: Callabl
     deadline = time.monotonic() + 30
     while _running(cli) != [101]:
         assert time.monotonic() < deadline, "CT 101 did not start"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert ask_to_end(process, signal.SIGINT) == 130
     assert _running(cli) == [101]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from pvetools.system import log, paths, task
 from pvetools.system.errors import NotFound, PveError
+from tests.signals import ask_to_end
 
 
 def _upid(**changes: Any) -> task.Upid:
@@ -119,8 +120,7 @@ def _waiting() -> subprocess.Popen[str]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_interrupts_a_task_which_undoes_what_it_began(root: Path, number: int) -> None:
     process = _waiting()
-    process.send_signal(number)
-    assert process.wait(20) == 130
+    assert ask_to_end(process, number) == 130
     (entry,) = task.archived()
     assert entry.status == "interrupted by signal"
     assert task.log_path(entry.upid).read_text() == "begun\nundone\nTASK ERROR: interrupted by signal\n"

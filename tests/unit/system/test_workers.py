@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 
 from pvetools.system import task, workers
 from pvetools.system.errors import PveError
+from tests.signals import ask_to_end
 
 
 def _note(path: Path, word: str) -> None:
@@ -79,9 +79,8 @@ def test_an_interrupt_reaches_the_jobs_and_waits_until_they_have_undone_their_wo
     process = subprocess.Popen([sys.executable, "-c", _CODE], stderr=subprocess.PIPE, text=True)
     assert process.stderr
     assert [process.stderr.readline() for _ in range(2)] == ["begun\n"] * 2
-    process.send_signal(signal.SIGTERM)
+    assert ask_to_end(process) == 130
     assert sorted(process.stderr.read().splitlines())[-2:] == ["undone", "undone"]
-    assert process.wait(20) == 130
     assert {(entry.upid.type, entry.status) for entry in task.archived()} == {
         ("startall", "interrupted by signal"),
         ("qmstart", "interrupted by signal"),

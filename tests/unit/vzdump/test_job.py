@@ -13,6 +13,7 @@ import pytest
 from pvetools.backup import vma
 from pvetools.config import guest as config
 from pvetools.system import paths
+from tests.signals import ask_to_end
 from tests.unit.vzdump.conftest import Node, Outcome
 
 Vzdump = Callable[..., Outcome]
@@ -409,8 +410,8 @@ def slow(fake_tool: Callable[[str, str], Path]) -> None:
 def test_a_signal_ends_the_job_and_cleans_up(node: Node, tmp_path: Path, number: signal.Signals):
     before = node.files()
     with busy_job(node, tmp_path) as process:
-        process.send_signal(number)
-        _, said = process.communicate(timeout=20)
+        ask_to_end(process, number)
+        _, said = process.communicate()
     assert process.returncode == 255
     assert b"ERROR: Backup of VM 100 failed - interrupted by signal" in said
     assert said.endswith(b"interrupted by signal\n")
