@@ -10,11 +10,11 @@ from types import FrameType
 _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _nothing(signum: int, frame: FrameType | None) -> None:
+def _nothing(_signum: int, _frame: FrameType | None) -> None:
     """A handler, other than ignoring, is not inherited by programs that are started."""
 
 
@@ -24,7 +24,7 @@ class Shield:
     def __init__(self) -> None:
         self.pending = False
 
-    def _remember(self, signum: int, frame: FrameType | None) -> None:
+    def _remember(self, _signum: int, _frame: FrameType | None) -> None:
         self.pending = True
 
     @contextlib.contextmanager

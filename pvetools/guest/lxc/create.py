@@ -161,5 +161,3 @@ def hash_password(password: str) -> str:
     if not hashed or not hashed.startswith(b"$6$"):
         raise PveError("the password cannot be hashed: libcrypt does not know SHA-512")
     return hashed.decode("ascii")
-
-

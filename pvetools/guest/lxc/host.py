@@ -119,4 +119,3 @@ def group_path(vmid: int, controller: str) -> Path:
     """Folder of a container's control group for one controller, where its limits are set."""
     base = CGROUPS if cgroup_version() == 2 else CGROUPS / controller
     return base / "lxc" / group_name(vmid)
-

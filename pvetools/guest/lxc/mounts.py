@@ -276,5 +276,3 @@ def device_number(device: PassedDevice) -> tuple[str, int]:
     if not (stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)):
         raise PveError(f"'{path}' is not a device")
     return ("b" if stat.S_ISBLK(found.st_mode) else "c"), found.st_rdev
-
-

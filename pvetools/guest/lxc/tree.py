@@ -153,9 +153,7 @@ class GuestTree:
             file.write(text.encode("utf-8", "surrogateescape"))
 
     @contextlib.contextmanager
-    def replacing(
-        self, path: str, mode: int | None = None, owner: tuple[int, int] | None = None
-    ) -> Iterator[int]:
+    def replacing(self, path: str, mode: int | None = None, owner: tuple[int, int] | None = None) -> Iterator[int]:
         """A descriptor to write a new file; it takes the name when the block ends well.
 
         Args:

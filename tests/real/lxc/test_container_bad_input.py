@@ -77,9 +77,7 @@ def refused(root: Root) -> Callable[..., str]:
         (["--start", "1", "--hookscript", "local:snippets/x"], ["option 'hookscript' is not supported yet"]),
     ],
 )  # fmt: skip
-def test_wrong_options_of_create(
-    root: Root, local_template: str, options: list[str], said: list[str]
-) -> None:
+def test_wrong_options_of_create(root: Root, local_template: str, options: list[str], said: list[str]) -> None:
     plain = root / "plain"
     plain.mkdir()
     (root / "etc/pve/storage.cfg").write_text(
@@ -267,9 +265,7 @@ def test_a_container_that_does_not_exist(refused: Callable[..., str], command: s
     assert "Configuration file 'nodes/pvetest/lxc/777.conf' does not exist" in refused(command, 777)
 
 
-def test_commands_inside_need_a_running_container(
-    refused: Callable[..., str], root: Root, local_template: str
-) -> None:
+def test_commands_inside_need_a_running_container(refused: Callable[..., str], root: Root, local_template: str) -> None:
     root.cli("pct", "create", 101, local_template, "--rootfs", "local:0", ok=True)
     for command in (("exec", 101, "--", "true"), ("enter", 101), ("console", 101), ("fstrim", 101),
                     ("pull", 101, "/etc/hostname", "/tmp/x"), ("push", 101, "/etc/hostname", "/x")):  # fmt: skip

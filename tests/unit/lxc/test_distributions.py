@@ -34,7 +34,7 @@ def adapt(root: Path, **options: str) -> None:
         (["etc/os-release=ID=debian\n"], "debian"),
         (["usr/lib/os-release=ID=debian\n"], "debian"),
         (["etc/os-release=ID=debian\n", "etc/devuan_version=5"], "devuan"),
-        (["etc/os-release=ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"], "ubuntu"),
+        (['etc/os-release=ID=linuxmint\nID_LIKE="ubuntu debian"\n'], "ubuntu"),
         (["etc/os-release=ID=rocky\n"], "centos"),
         (["etc/os-release=ID=arch\n"], "archlinux"),
         (["etc/debian_version=7.0"], "debian"),
