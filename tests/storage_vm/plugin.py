@@ -89,6 +89,8 @@ class Bed:
             report = self.config.hook.pytest_report_from_serializable(
                 config=self.config, data=json.loads(message["line"])
             )
+            if isinstance(report.longrepr, list):  # the reason of a skip is a tuple, which JSON does not know
+                report.longrepr = tuple(report.longrepr)
             self.waiting.setdefault(report.nodeid, []).append(report)
         return found
 
