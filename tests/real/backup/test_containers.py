@@ -285,7 +285,8 @@ def test_given_volumes_replace_those_of_the_archive(ct: Root, archive: Path) -> 
     ct.cli("pct", "restore", 101, archive, "--rootfs", "0.1", "--unprivileged", 0, "--memory", 96, "--hostname", "new",
            ok=True)  # fmt: skip
     found = conf(101)
-    assert {"mp0", "mp1", "unprivileged"}.isdisjoint(found)
+    assert {"mp0", "mp1"}.isdisjoint(found)
+    assert found["unprivileged"] == "0"
     assert (found["memory"], found["hostname"]) == ("96", "new")
     with tree(101) as (place, _):
         info = (place / "srv/data/plain").stat()
