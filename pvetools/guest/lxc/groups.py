@@ -188,11 +188,3 @@ def disk_bytes(vmid: int) -> tuple[int, int]:
             read += int(words[2]) if words[1] == "Read" else 0
             written += int(words[2]) if words[1] == "Write" else 0
     return read, written
-
-
-def processes(vmid: int) -> int:
-    """Number of processes; 0 when the group has gone."""
-    count = 0
-    for folder, _, _ in os.walk(group_path(vmid, "pids")):
-        count += len((files.read_text(Path(folder) / "cgroup.procs") or "").split())
-    return count

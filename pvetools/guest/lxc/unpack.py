@@ -20,15 +20,14 @@ class Compression(NamedTuple):
 
     magic: bytes
     command: tuple[str, ...]
-    package: str
 
 
 COMPRESSIONS = (
-    Compression(b"\x1f\x8b", ("gzip", "-dc"), "gzip"),
-    Compression(b"\xfd7zXZ\x00", ("xz", "-dc", "-T0"), "xz-utils"),
-    Compression(b"\x28\xb5\x2f\xfd", ("zstd", "-dcq"), "zstd"),
-    Compression(b"BZh", ("bzip2", "-dc"), "bzip2"),
-    Compression(b"\x89LZO\x00\r\n\x1a\n", ("lzop", "-dc"), "lzop"),
+    Compression(b"\x1f\x8b", ("gzip", "-dc")),
+    Compression(b"\xfd7zXZ\x00", ("xz", "-dc", "-T0")),
+    Compression(b"\x28\xb5\x2f\xfd", ("zstd", "-dcq")),
+    Compression(b"BZh", ("bzip2", "-dc")),
+    Compression(b"\x89LZO\x00\r\n\x1a\n", ("lzop", "-dc")),
 )
 
 
