@@ -127,21 +127,21 @@ class _JobRun:
         """Do it all.
 
         Raises:
-            PveError: the job failed, or any guest of it.
+            PveError: the job failed, or any guest of it. Interrupted.
         """
         began = time.monotonic()
-        error = ""
+        failure: PveError | None = None
         with signals.caught():
             try:
                 self._run()
             except KeyboardInterrupt:
-                error = str(Interrupted())
+                failure = Interrupted()
             except (PveError, OSError) as caught:
-                error = str(caught)
+                failure = PveError(str(caught))
             with signals.Shield().up():
-                self._report(error, time.monotonic() - began)
-        if error:
-            raise PveError(error)
+                self._report(str(failure or ""), time.monotonic() - began)
+        if failure:
+            raise failure
         if any(result.state != "ok" for result in self.results):
             raise PveError("job errors")
 

@@ -260,11 +260,13 @@ class _Restore:
                 with lock.guest_lock(vmid):
                     config.create("lxc", vmid, {**self.plan.section, "lock": "create"}, self.plan.section.lxc)
                 undo.callback(self._forget_new)
+                undo.callback(hosting.forget, vmid)
             self._make_volumes(undo)
             self._fill(stream)
-            old = self._take_over()
-            undo.pop_all()
-        free_all(old)
+            with signals.Shield().up():  # from here on there is no way back, only forward
+                old = self._take_over()
+                undo.pop_all()
+                free_all(old)
 
     def _forget_new(self) -> None:
         vmid = self.request.vmid

@@ -170,9 +170,10 @@ class _Restore:
                 targets: dict[str, Target | None] = {slot.device: self._open(slot, stack) for slot in self.slots}
                 limit = volumes.bwlimit("restore", {slot.storage for slot in self.slots}, self.request.bwlimit)
                 self.reader.copy(targets, limit=limit * 1024, progress=Progress(self.reader.devices))
-            old = self._take_over()
-            undo.pop_all()
-        free_all(old)
+            with signals.Shield().up():  # from here on there is no way back, only forward
+                old = self._take_over()
+                undo.pop_all()
+                free_all(old)
 
     def _forget_new(self) -> None:
         with lock.guest_lock(self.request.vmid):
@@ -208,14 +209,14 @@ class _Restore:
         vmid = self.request.vmid
         for slot in self.slots:
             volid = volumes.alloc(slot.storage, vmid, slot.size, format=slot.format)
-            undo.callback(volumes.free, volid, missing_ok=True)
+            undo.callback(volumes.discard, volid)
             log.emit(f"new volume ID is '{volid}'")
             self.made[slot.key] = volid
         for key in vmconf.cloudinit_keys(self.text):
             storage = self.request.storage or _storage_of(self.text, key)
             name = f"vm-{vmid}-cloudinit.{_format(storage, 'qcow2')}"
             volid = volumes.alloc(storage, vmid, CLOUDINIT_SIZE, name=name)
-            undo.callback(volumes.free, volid, missing_ok=True)
+            undo.callback(volumes.discard, volid)
             self.made[key] = volid
 
     def _open(self, slot: Slot, stack: contextlib.ExitStack) -> Target:

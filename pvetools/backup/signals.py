@@ -40,8 +40,19 @@ class Shield:
 
 @contextlib.contextmanager
 def caught() -> Iterator[None]:
-    """Every request to end raises KeyboardInterrupt; writing to a closed pipe raises BrokenPipeError."""
-    wanted = {**dict.fromkeys(_HELD, _interrupt), signal.SIGPIPE: _nothing}
+    """The first request to end raises KeyboardInterrupt; writing to a closed pipe raises BrokenPipeError.
+
+    Further requests are ignored: the job is about to end.
+    """
+    heard = False
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        nonlocal heard
+        if not heard:
+            heard = True
+            raise KeyboardInterrupt
+
+    wanted = {**dict.fromkeys(_HELD, interrupt), signal.SIGPIPE: _nothing}
     before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield

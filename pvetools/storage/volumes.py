@@ -287,6 +287,14 @@ def free(volid: str, *, missing_ok: bool = False) -> None:
             raise
 
 
+def discard(volid: str) -> None:
+    """Remove a volume that was made in vain, while other things are undone; one that stays is told in a warning."""
+    try:
+        free(volid, missing_ok=True)
+    except PveError as error:
+        log.warn(f"could not remove volume '{volid}', it stays on the storage: {error}")
+
+
 def resize(volid: str, size: int) -> None:
     """Grow a volume to ``size`` bytes; file systems inside, and telling a running guest, are the caller's.
 

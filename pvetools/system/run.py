@@ -1,4 +1,8 @@
-"""The only place that starts programs: no shell, a scrubbed environment, errors with the program's own words."""
+"""The only place that starts programs: no shell, a scrubbed environment, errors with the program's own words.
+
+Programs get a process group of their own: Ctrl-C reaches only this process, which ends or undoes in its own order; one
+that is impatiently repeated does not kill what the undoing runs.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ PACKAGES: dict[str, str] = {
     "lxc-attach": "lxc", "lxc-console": "lxc", "lxc-start": "lxc", "mkfs.ext4": "e2fsprogs", "resize2fs": "e2fsprogs",
     "e2fsck": "e2fsprogs", "ip": "iproute2", "mount": "mount", "umount": "mount", "losetup": "mount",
     "ionice": "util-linux", "nsenter": "util-linux", "unshare": "util-linux", "virsh": "libvirt-clients",
-    "sendmail": "postfix",
+    "sendmail": "postfix", "xz": "xz-utils", "fstrim": "util-linux", "sync": "coreutils",
 }  # fmt: skip
 KEPT_ENV = (
     "PATH",
@@ -98,6 +102,7 @@ def run(
             env=environment(env),
             cwd=cwd,
             pass_fds=pass_fds,
+            process_group=0,
             check=False,
         )
     except subprocess.TimeoutExpired:
@@ -133,6 +138,7 @@ def popen(
         cwd=cwd,
         pass_fds=pass_fds,
         start_new_session=new_session,
+        process_group=None if new_session else 0,
         preexec_fn=_die_with(os.getpid()) if tied else None,
     )
 

@@ -17,7 +17,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -70,10 +69,9 @@ class Counter:
 
     def _end(self, label: str) -> None:
         if self.signal != signal.SIGKILL and label.startswith("started "):
-            # Not inside of subprocess.Popen: nobody would know the child.
-            later = threading.Timer(STARTED_AFTER, self._send)
-            later.daemon = True  # a process that ends before stays as it is
-            later.start()
+            # Not inside of subprocess.Popen: nobody would know the child. No thread: it would share mounts.
+            signal.signal(signal.SIGALRM, lambda _number, _frame: self._send())
+            signal.setitimer(signal.ITIMER_REAL, STARTED_AFTER)
         else:
             self._send()
 

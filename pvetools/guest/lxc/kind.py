@@ -90,7 +90,7 @@ def _new(wish: Making, value: Rootfs, storage: str, size: str) -> str:
     length = int(float(size) * GIB)
     ids = ids_of(wish.section)
     volid = volumes.alloc(storage, wish.vmid, length, format="raw" if length else "subvol", content="rootdir")
-    wish.undo.callback(volumes.free, volid, missing_ok=True)
+    wish.undo.callback(volumes.discard, volid)
     path = volumes.path(volid)
     if length:
         format_image(os.fspath(path), ids)

@@ -81,7 +81,7 @@ def _new_volume(making: Making, storage: str, gib: float) -> str:
 
 def _allocate(vmid: int, storage: str, size: int, form: str | None, undo: ExitStack) -> str:
     volid = volumes.alloc(storage, vmid, size, format=form or "")
-    undo.callback(volumes.free, volid, missing_ok=True)
+    undo.callback(volumes.discard, volid)
     return volid
 
 
