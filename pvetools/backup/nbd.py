@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 30.0  # seconds until a server must answer
 CLOSE_TIMEOUT = 300.0  # seconds in which a server must have written what it still holds
+END_TIMEOUT = 5.0  # seconds for a server that hung up to say why
 _STATUS_WINDOW = 1 << 30  # bytes asked about at once; the protocol counts them in 32 bits
 _HUNG_UP = select.POLLERR | select.POLLHUP | select.POLLIN
 # With these qemu-nbd keeps the memory of its request buffers instead of returning it to the kernel after each one; it
@@ -76,7 +77,7 @@ class Export:
         self._handle.add_meta_context(self._nbd.CONTEXT_BASE_ALLOCATION)
         self._handle.set_export_name(name)
         self._handle.set_pread_initialize(False)
-        with _connect(path, self._label, alive) as link:
+        with _connect(path, self._label, alive) as link, self._errors():
             self._handle.aio_connect_socket(link.detach())
         while self._handle.aio_is_connecting():
             self._turn(_wait_to_connect)
@@ -239,7 +240,7 @@ def image(path: Path, form: str, *, read_only: bool = True, known_zero: bool = F
             tied=True,
         )
         try:
-            export = Export(link, label=str(path), known_zero=known_zero, alive=lambda: _check(server, path, errors))
+            export = _connected(server, link, path, errors, known_zero=known_zero)
             yield export
             export.close()
             _await_end(server, path, errors)
@@ -247,6 +248,18 @@ def image(path: Path, form: str, *, read_only: bool = True, known_zero: bool = F
             if server.poll() is None:
                 server.kill()
                 server.wait()
+
+
+def _connected(server: Process, link: Path, path: Path, errors: IO[bytes], *, known_zero: bool) -> Export:
+    """The export of a server that was just started; one that refuses the image hangs up, and then says why and ends."""
+    try:
+        return Export(link, label=str(path), known_zero=known_zero, alive=lambda: _check(server, path, errors))
+    except PveError:
+        deadline = time.monotonic() + END_TIMEOUT
+        while server.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        _check(server, path, errors)
+        raise
 
 
 def _check(server: Process, path: Path, errors: IO[bytes]) -> None:
