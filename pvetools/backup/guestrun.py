@@ -111,12 +111,12 @@ class Run:
         argv = compress.compressor(options.compress, zstd=options.zstd, pigz=options.pigz)
         if target is None:
             joblog.info("sending archive to stdout")
-            with compress.compressing(1, argv) as fd:
+            with _written("standard output"), compress.compressing(1, argv) as fd:
                 yield fd
             return
         joblog.info(f"creating vzdump archive '{target.folder / self.filename}'")
         self.journal.note_path(target.folder / names.temporary_name(self.filename))
-        with target.writing(self.filename, argv) as fd:
+        with _written(f"archive '{target.label(self.filename)}'"), target.writing(self.filename, argv) as fd:
             yield fd
         self.result.size = (target.folder / self.filename).stat().st_size
         self.result.filename = str(target.folder / self.filename)
@@ -135,6 +135,15 @@ class Run:
         """The guest serves again: tell how long it was away."""
         joblog.info(f"guest is online again after {self.seconds_away()} seconds")
         self.stopped_at = None
+
+
+@contextlib.contextmanager
+def _written(what: str) -> Iterator[None]:
+    """Name what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise PveError(f"cannot write {what}: {error.strerror or error}") from error
 
 
 def back_up(job: Job, vmid: int, kind: str, engine: Engine | None) -> Result:

@@ -7,6 +7,7 @@ saves old blocks into scratch files before the guest overwrites them. A stopped 
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from pvetools.system import files, paths
 from pvetools.system.errors import NotFound, PveError
 from pvetools.system.units import format_size
 
+_GONE_WITHIN = 1.0  # seconds in which a process ends after its sockets were closed
 _BUSES = ("ide", "sata", "scsi", "virtio")
 
 
@@ -192,16 +194,23 @@ class QemuEngine:
         ident = uuid.uuid4()
         joblog.info(f"started backup task '{ident}'")
         progress = Progress({disk.name: disk.source.size for disk in disks})
-        vma.write(
-            fd,
-            configs,
-            disks,
-            limit=run.settings.options.bwlimit * 1024,
-            requests=run.settings.workers,
-            progress=progress,
-            uuid=ident.bytes,
-        )
+        limit = run.settings.options.bwlimit * 1024
+        try:
+            vma.write(
+                fd, configs, disks, limit=limit, requests=run.settings.workers, progress=progress, uuid=ident.bytes
+            )
+        except PveError as error:
+            if run.running and self._has_ended(run.vmid):
+                raise PveError(f"VM {run.vmid} stopped while it was backed up") from error
+            raise
         progress.finish()
+
+    def _has_ended(self, vmid: int) -> bool:
+        """Whether the machine powered off; its exports are gone a moment before its process."""
+        deadline = time.monotonic() + _GONE_WITHIN
+        while self.is_running(vmid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return not self.is_running(vmid)
 
     @contextlib.contextmanager
     def _image_sources(self) -> Iterator[list[Source]]:
