@@ -175,8 +175,9 @@ def _revert(current: GuestConfig, keys: Sequence[str]) -> None:
 
 
 def _check_rules(kind: GuestKind, current: GuestConfig) -> None:
-    future = {**current.current, **{key: text for key, text in current.pending.items() if key != "delete"}}
-    errors = kind.rules(future)
+    gone = arithmetic.parse_delete(current.pending.get(arithmetic.DELETE))
+    kept = {key: text for key, text in current.current.items() if key not in gone}
+    errors = kind.rules({**kept, **{key: text for key, text in current.pending.items() if key != arithmetic.DELETE}})
     if errors:
         raise ParamErrors(errors)
 

@@ -44,7 +44,10 @@ def connect() -> libvirt.virConnect:
         _connection = None
         _wait_for_daemon()
     if _connection is None:
+        import atexit
+
         _connection = _opened()
+        atexit.register(disconnect)  # while libvirt's module is still whole
     return _connection
 
 
