@@ -112,6 +112,12 @@ def engine(kind: str) -> Engine:
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
+class JobInterrupted(Interrupted):
+    """The whole job was interrupted; like every failed job it has status 255, as scripts around vzdump know it."""
+
+    exit_code = 255
+
+
 class _JobRun:
     """One job under way."""
 
@@ -121,13 +127,12 @@ class _JobRun:
         self.hook_lines: list[str] = []
         variables = {"STOREID": plan.settings.storage, "DUMPDIR": str(plan.settings.dumpdir or "")}
         self.hooks = hooks.Hooks(plan.script).with_variables(**variables)
-        self.interrupted = False
 
     def run(self) -> None:
         """Do it all.
 
         Raises:
-            PveError: the job failed, or any guest of it. Interrupted.
+            PveError: the job failed, or any guest of it. JobInterrupted.
         """
         began = time.monotonic()
         failure: PveError | None = None
@@ -135,7 +140,7 @@ class _JobRun:
             try:
                 self._run()
             except KeyboardInterrupt:
-                failure = Interrupted()
+                failure = JobInterrupted()
             except (PveError, OSError) as caught:
                 failure = PveError(str(caught))
             with signals.Shield().up():
