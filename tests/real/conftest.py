@@ -14,6 +14,16 @@ from tests.sandbox.root import Result, Root, fresh
 from tests.sandbox.serial import Serial
 
 
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Guests under emulation miss a deadline now and then on a busy machine: these tests get a second try, shown as R."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 @pytest.fixture
 def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Root]:
     """A fresh PVETOOLS_ROOT; afterwards every guest, process, mount and link of it is gone."""
@@ -33,7 +43,7 @@ def serial(root: Root) -> Iterator[Callable[..., Serial]]:
     """Connect to a VM's serial port: `serial(100)`; closed at the end of the test."""
     opened: list[Serial] = []
 
-    def connect(vmid: int, index: int = 0, timeout: float = 20.0) -> Serial:
+    def connect(vmid: int, index: int = 0, timeout: float = 60.0) -> Serial:
         port = root.serial(vmid, index, timeout)
         opened.append(port)
         return port

@@ -60,7 +60,7 @@ class Root:
         container = node / "lxc" / f"{vmid}.conf"
         return container if container.exists() else node / "qemu-server" / f"{vmid}.conf"
 
-    def serial(self, vmid: int, index: int = 0, timeout: float = 20.0) -> Serial:
+    def serial(self, vmid: int, index: int = 0, timeout: float = 60.0) -> Serial:
         """Connect to the serial port of a VM; waits until its socket is there."""
         deadline = time.monotonic() + timeout
         while not (found := list((self.path / "run").rglob(f"{vmid}.serial{index}*"))):

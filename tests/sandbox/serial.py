@@ -25,7 +25,7 @@ class Serial:
     `with Serial(path) as port: port.wait_ready(); port.run("uname -r")`
     """
 
-    def __init__(self, path: str | Path, timeout: float = 20.0) -> None:
+    def __init__(self, path: str | Path, timeout: float = 60.0) -> None:
         """Connect, waiting up to `timeout` seconds for the socket to be there."""
         self.path = Path(path)
         self.log = ""
@@ -105,7 +105,7 @@ class Serial:
         """Wait for the greeting of a guest that is starting now."""
         self.wait_for(MARKER, timeout)
 
-    def run(self, command: str, timeout: float = 30.0, *, check: bool = True) -> str:
+    def run(self, command: str, timeout: float = 60.0, *, check: bool = True) -> str:
         """Run a shell command in the guest and return its output, stripped.
 
         Raises CommandFailed when its status is not 0 and `check` is set.

@@ -43,7 +43,7 @@ class Running:
         self.process = root.spawn("vzdump", *words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
         self.said = ""
 
-    def wait_for(self, text: str, timeout: float = 30) -> None:
+    def wait_for(self, text: str, timeout: float = 60.0) -> None:
         deadline = time.monotonic() + timeout
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stderr, selectors.EVENT_READ)

@@ -217,7 +217,7 @@ def nbdkit(folder: Path, *words: str) -> Iterator[Path]:
         yield path
     finally:
         server.terminate()
-        server.communicate(timeout=20)
+        server.communicate(timeout=60)
 
 
 def test_a_read_error_names_the_disk(tmp_path: Path, raw: Path) -> None:

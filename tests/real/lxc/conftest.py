@@ -17,7 +17,7 @@ PASSWORD = "correct horse"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ8Kq0mJvGkz me@host"
 
 
-def until(condition: Callable[[], bool], what: str, timeout: float = 15.0) -> None:
+def until(condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
     """Wait for something that is about to happen."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -242,7 +242,7 @@ class Terminal:
     def say(self, text: str) -> None:
         os.write(self.fd, text.encode())
 
-    def expect(self, what: str, timeout: float = 20.0) -> None:
+    def expect(self, what: str, timeout: float = 60.0) -> None:
         deadline = time.monotonic() + timeout
         while what.encode() not in self.seen:
             assert select.select([self.fd], [], [], max(deadline - time.monotonic(), 0))[0], (what, self.seen)

@@ -33,10 +33,10 @@ def volumes(root: Root, vmid: int = 100) -> list[str]:
 
 
 def virsh(*words: str) -> str:
-    return subprocess.run(["virsh", *words], capture_output=True, text=True, check=True, timeout=30).stdout
+    return subprocess.run(["virsh", *words], capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def wait_until(what: str, check: Callable[[], bool], timeout: float = 20.0) -> None:
+def wait_until(what: str, check: Callable[[], bool], timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
     while not check():
         assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"

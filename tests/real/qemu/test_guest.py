@@ -95,7 +95,7 @@ def test_the_terminal_talks_to_the_serial_port(booted_vm: Booted) -> None:
     booted_vm.port.wait_ready()
 
 
-def _read_until(fd: int, word: bytes, timeout: float = 30) -> bytes:
+def _read_until(fd: int, word: bytes, timeout: float = 60.0) -> bytes:
     said, deadline = b"", time.monotonic() + timeout
     while word not in said:
         assert time.monotonic() < deadline, f"{word!r} did not come: {said!r}"

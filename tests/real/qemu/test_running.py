@@ -96,7 +96,7 @@ def test_a_waiting_shutdown_can_be_overruled_by_a_stop(root: Root) -> None:
     waiting = root.spawn("qm", "shutdown", "100", "--timeout", "60", stderr=-3)
     active = root / "var/log/pve/tasks/active"
     wait_until("the shutdown is a task", lambda: active.exists() and "qmshutdown" in active.read_text())
-    root.cli("qm", "stop", 100, "--overrule-shutdown", ok=True, timeout=20)
+    root.cli("qm", "stop", 100, "--overrule-shutdown", ok=True, timeout=60)
     assert waiting.wait(20) != 0
     assert status(root) == "status: stopped"
 

@@ -81,7 +81,7 @@ class Vm:
         assert f"pid: {case.known['pid']}\n" in said
         assert "qmpstatus: running" in said
         (name,) = case.root.domains()
-        job = subprocess.run(["virsh", "backup-dumpxml", name], capture_output=True, text=True, check=False, timeout=30)
+        job = subprocess.run(["virsh", "backup-dumpxml", name], capture_output=True, text=True, check=False, timeout=60)
         assert job.returncode != 0, job.stdout
 
 
@@ -113,7 +113,7 @@ class Ct:
         """The same init runs, and is not frozen."""
         assert case.root.cli("pct", "status", 100, ok=True).stdout.strip() == "status: running"
         assert init_pid(case.root) == case.known["pid"]
-        case.root.cli("pct", "exec", 100, "--", "cat", "/etc/hostname", timeout=20, ok=True)
+        case.root.cli("pct", "exec", 100, "--", "cat", "/etc/hostname", timeout=60, ok=True)
 
 
 Kind = type[Vm] | type[Ct]
@@ -121,7 +121,7 @@ Kind = type[Vm] | type[Ct]
 
 def init_pid(root: Root) -> int:
     said = subprocess.run(["lxc-info", "-P", root / "var/lib/lxc", "-n", "100", "-p", "-H"], capture_output=True,
-                          text=True, check=True, timeout=30)  # fmt: skip
+                          text=True, check=True, timeout=60)  # fmt: skip
     return int(said.stdout)
 
 

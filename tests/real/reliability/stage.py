@@ -34,7 +34,7 @@ def chosen(count: int, sample: int) -> list[int]:
     return sorted({1 + round(index * (count - 1) / (sample - 1)) for index in range(sample)})
 
 
-def wait_until(what: str, check: Callable[[], bool], timeout: float = 15.0) -> None:
+def wait_until(what: str, check: Callable[[], bool], timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
     while not check():
         assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"
@@ -177,7 +177,7 @@ class Case:
     def check_quiet(self) -> None:
         """Nothing runs on the root or is mounted any more."""
         with contextlib.suppress(AssertionError):  # what ends takes its moment; the assertion below tells what stays
-            wait_until("quiet", lambda: not self.root.running(), timeout=5)
+            wait_until("quiet", lambda: not self.root.running(), timeout=20)
         assert self.root.running() == {}
 
 

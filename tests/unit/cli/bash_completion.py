@@ -35,7 +35,7 @@ def bash(code: str, root: Path | None, *options: str) -> str:
         input=f"source {shlex.quote(str(SCRIPT))}\n{code}",
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         env=environment,
         check=False,
     )

@@ -126,7 +126,7 @@ def test_nothing_is_there_and_nothing_is_said(tmp_path: Path) -> None:
     assert complete("pvesm list ", tmp_path) == ["local"]
 
 
-def _read_until(fd: int, wanted: bytes, timeout: float = 20) -> bytes:
+def _read_until(fd: int, wanted: bytes, timeout: float = 60.0) -> bytes:
     seen, deadline = b"", time.monotonic() + timeout
     while wanted not in seen:
         assert select.select([fd], [], [], max(0, deadline - time.monotonic()))[0], f"no {wanted!r} in {seen!r}"

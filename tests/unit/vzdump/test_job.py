@@ -432,7 +432,7 @@ def test_a_second_job_waits_for_the_first_as_long_as_it_may(node: Node, vzdump: 
 def test_stop_ends_the_running_job_and_then_does_its_own(node: Node, vzdump: Vzdump, tmp_path: Path):
     with busy_job(node, tmp_path) as process:
         assert vzdump(stop=1).error == ""
-        assert process.wait(timeout=5) == 255
+        assert process.wait(timeout=30) == 255
     assert node.archives() == []
     assert vzdump(100, stop=1).error == ""
     assert len(node.archives()) == 1
