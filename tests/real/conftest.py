@@ -13,12 +13,11 @@ from tests.sandbox import cache, daemons, image, template
 from tests.sandbox.root import Result, Root, fresh
 from tests.sandbox.serial import Serial
 
-
 HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Guests under emulation miss a deadline now and then on a busy machine: these tests get a second try, shown as R."""
+    """Guests under emulation miss a deadline on a busy machine now and then: a second try, shown as R."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.flaky(reruns=1))
