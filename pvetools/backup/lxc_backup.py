@@ -184,7 +184,7 @@ class LxcEngine:
     def _rsync(self, run: Run, source: Path, tree: Path) -> list[str]:
         words = [
             "rsync", "--stats", "-h", "-aH", "--numeric-ids", "--delete", "--no-whole-file", "--sparse",
-            "--one-file-system", "--relative",
+            "--one-file-system", "--relative", "--modify-window=-1",  # times are compared to the nanosecond
         ]  # fmt: skip
         if file_system(tree) in _NFS:
             joblog.info("temporary directory is on NFS, disabling xattr and acl support")

@@ -141,7 +141,7 @@ def test_a_container_that_ends_by_itself_leaves_nothing(small: Callable[..., Roo
 def test_a_reboot_from_inside_keeps_volumes_and_links(root: Root, ct_template: Path) -> None:
     root.cli("pct", "create", 101, put_template(root, ct_template), "--rootfs", "local:1", "--mp0",
              "local:1,mp=/srv/data", *NET, "--start", 1, ok=True)  # fmt: skip
-    again = "touch /run/only-until-reboot /srv/data/stays; while ! test -p /run/initctl; do sleep 0.05; done; reboot"
+    again = "touch /run/only-until-reboot /srv/data/stays; while ! runlevel | grep -q 2; do sleep 0.1; done; reboot"
     root.cli("pct", "exec", 101, "--", "sh", "-c", again, ok=True)
     command = ("pct", "exec", 101, "--", "sh", "-c", "ls /srv/data/stays /sys/class/net/eth0/mtu; ls /run/only*")
     until(lambda: (done := root.cli(*command)).stdout.count("\n") == 2 and done.status != 0, "the second boot")
