@@ -345,7 +345,8 @@ def _note_values(run: Run) -> dict[str, str]:
 def _give_back(run: Run, engine: Engine) -> None:
     """Bring the guest back into its state, unlock it, remove everything temporary.
 
-    The lock goes last: as long as it is there, a killed backup is noticed.
+    The lock goes last: as long as it is there, a killed backup is noticed. The record stays for the next job where
+    something could not be given back.
 
     Raises:
         PveError: the guest did not come back; that must not pass for a good backup.
@@ -357,7 +358,8 @@ def _give_back(run: Run, engine: Engine) -> None:
     finally:
         run.journal.remove_paths()
         _attempt("can't remove the lock", lambda: config.clear_lock(run.kind, run.vmid, "backup"))
-        run.journal.close()
+        if not run.journal.unfinished:
+            run.journal.close()
 
 
 def _attempt(what: str, action: Callable[[], object]) -> None:

@@ -263,6 +263,7 @@ class QemuEngine:
         elif self._resume:
             lifecycle.resume(run.vmid, skip_lock=True)
         self._resume = False
+        run.journal.note(suspended=False, stopped=False)
         run.hooks.try_call("post-restart", run.mode, run.vmid)
         run.back_online()
 
@@ -314,7 +315,8 @@ def _end_job(run: Run) -> None:
         hypervisor.abort_backup(run.vmid)
     except PveError as error:
         joblog.warn(f"can't end the backup job: {error}")
-    run.journal.note(job=False)
+    else:
+        run.journal.note(job=False)
 
 
 @contextlib.contextmanager

@@ -343,9 +343,16 @@ def main(tool: Tool, *, run: Runner | None = None, numbered: bool = False) -> No
     except Exception as error:
         if debugging():
             raise
-        sys.stderr.write(f"internal error: {type(error).__name__}: {error} (PVETOOLS_DEBUG=1 shows where)\n")
+        sys.stderr.write(_unexpected(error) + "\n")
         code = 255
     sys.exit(code)
+
+
+def _unexpected(error: Exception) -> str:
+    """Words for an error that nobody foresaw: a full or broken file system, or our own fault."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: '{error.filename}'"
+    return f"internal error: {type(error).__name__}: {error} (PVETOOLS_DEBUG=1 shows where)"
 
 
 def debugging() -> bool:

@@ -16,9 +16,21 @@ def read_text(path: Path) -> str | None:
 
 
 def write_atomic(path: Path, data: str | bytes, mode: int = 0o640) -> None:
-    """Replace a file: write beside it, fsync, rename, fsync the folder."""
+    """Replace a file: write beside it, fsync, rename, fsync the folder.
+
+    Raises:
+        OSError: with the file's name; it is what it was before.
+    """
     raw = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
     beside = path.with_name(f".{path.name}.tmp.{os.getpid()}")
+    try:
+        _write_and_rename(beside, path, raw, mode)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    sync_folder(path.parent)
+
+
+def _write_and_rename(beside: Path, path: Path, raw: bytes, mode: int) -> None:
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(fd, "wb") as file:
@@ -31,7 +43,6 @@ def write_atomic(path: Path, data: str | bytes, mode: int = 0o640) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
-    sync_folder(path.parent)
 
 
 def remove(path: Path) -> bool:

@@ -136,6 +136,8 @@ def _find(vmid: int) -> libvirt.virDomain | None:
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None
+        if not connection.isAlive():  # only a call that fails shows that the daemon was restarted
+            return _find(vmid)
         raise Hypervisor(f"can't ask libvirt for VM {vmid}: {_words(error)}") from None
 
 
@@ -444,10 +446,13 @@ def abort_backup(vmid: int) -> bool:
 def _has_backup(domain: libvirt.virDomain) -> bool:
     import libvirt
 
+    none = (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
     try:
         domain.backupGetXMLDesc(0)
-    except libvirt.libvirtError:
-        return False
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in none:
+            return False
+        raise Hypervisor(f"can't ask libvirt for a backup job: {_words(error)}") from None
     return True
 
 
