@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig
-from pvetools.guest.qemu import hypervisor
+from pvetools.guest.qemu import hypervisor, place
 from pvetools.system import lock, log
 from pvetools.system.errors import PveError, Refused
 
@@ -89,6 +89,7 @@ def stop(vmid: int, *, skip_lock: bool = False, timeout: float | None = None) ->
         if hypervisor.running_pid(vmid):
             _run_hook(current, "pre-stop")
             hypervisor.destroy(vmid, timeout)
+            place.remove_sockets(vmid)
             _run_hook(current, "post-stop")
 
 
@@ -126,18 +127,21 @@ def shutdown(vmid: int, *, timeout: float | None = None, force: bool = False, sk
         pid = hypervisor.running_pid(vmid)
         if not pid:
             return
-        if hypervisor.state(vmid) == "paused" and not force:
+        paused = hypervisor.state(vmid) == "paused"
+        if paused and not force:
             raise Refused(f"VM {vmid} is paused - cannot shutdown; resume it first, or use: qm stop {vmid}")
         _run_hook(current, "pre-stop")
-    if _ask_until_gone(current, pid, _patience(current, timeout)):
+    if not paused and _ask_until_gone(current, pid, _patience(current, timeout)):
         hypervisor.wait_forgotten(vmid)
     elif force:
         log.warn(f"VM {vmid} still running - terminating now")
-        with lock.guest_lock(vmid):
-            if hypervisor.running_pid(vmid) == pid:
-                hypervisor.destroy(vmid)
     else:
         raise PveError(f"VM {vmid} quit/powerdown failed - got timeout; it still runs, force it with: qm stop {vmid}")
+    with lock.guest_lock(vmid):
+        if hypervisor.running_pid(vmid) == pid:
+            hypervisor.destroy(vmid)
+        if not hypervisor.running_pid(vmid):  # nobody has started it again meanwhile
+            place.remove_sockets(vmid)
     _run_hook(current, "post-stop")
 
 

@@ -86,3 +86,9 @@ def vnc_socket(vmid: int) -> Path:
 def serial_path(sockets: str, vmid: int, index: int) -> str:
     """Path of the unix socket of a serial port in a folder of sockets."""
     return f"{sockets}/{vmid}.serial{index}"
+
+
+def remove_sockets(vmid: int) -> None:
+    """Remove sockets that a stopped guest left."""
+    for path in socket_dir().glob(f"{vmid}.*"):
+        path.unlink(missing_ok=True)

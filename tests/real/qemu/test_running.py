@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pvetools.guest.qemu import place
 from tests.real.qemu.machine import config, create, status, virsh, volumes, wait_until
 from tests.sandbox import daemons
 from tests.sandbox.root import Result, Root
@@ -39,7 +40,8 @@ def test_a_machine_starts_and_stops_without_leaving_anything(root: Root) -> None
     assert status(root) == "status: stopped"
     assert not Path(f"/proc/{qemu}").exists()
     assert root.running() == {}
-    assert virsh("list", "--all", "--name").split() == []
+    assert list((root / "run/pvetools/qemu").iterdir()) == []
+    assert place.domain_name(100) not in virsh("list", "--all", "--name").split()
 
 
 def test_a_second_start_is_refused_and_a_second_stop_does_nothing(root: Root) -> None:
@@ -77,6 +79,9 @@ def test_suspend_stops_the_processors_until_resume(root: Root) -> None:
     refused = root.cli("qm", "shutdown", 100)
     assert refused.status != 0
     assert "paused" in refused.stderr
+    root.cli("qm", "shutdown", 100, "--forceStop", 1, ok=True, timeout=30)
+    root.cli("qm", "start", 100, ok=True)
+    root.cli("qm", "suspend", 100, ok=True)
     root.cli("qm", "resume", 100, ok=True)
     assert "qmpstatus: running" in root.cli("qm", "status", 100, "--verbose", ok=True).stdout
 
@@ -128,7 +133,7 @@ def test_changes_of_a_running_machine_wait_for_its_next_start(root: Root) -> Non
     found = config(root, 100, "--current")
     assert found["memory"] == "96"
     assert found["unused0"] == "local:100/vm-100-disk-0.raw"
-    assert "98304" in virsh("dommemstat", virsh("list", "--name").split()[0])
+    assert "98304" in virsh("dommemstat", root.domains()[0])
 
 
 def test_pending_changes_can_be_forgotten(root: Root) -> None:
@@ -142,7 +147,7 @@ def test_a_disk_grows_while_the_machine_runs(root: Root) -> None:
     started(root, "--scsi0", "local:1,format=qcow2", "--scsihw", "virtio-scsi-pci")
     root.cli("qm", "disk", "resize", 100, "scsi0", "+512M", ok=True)
     assert config(root)["scsi0"] == "local:100/vm-100-disk-0.qcow2,size=1536M"
-    name = virsh("list", "--name").split()[0]
+    name = root.domains()[0]
     assert f"{1536 << 20}" in virsh("domblkinfo", name, "sdg")
 
 
