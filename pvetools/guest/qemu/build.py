@@ -54,11 +54,6 @@ def refuse(option: str, value: object, why: str) -> Refused:
     return Refused(f"{option}: {value} is not supported: {why}")
 
 
-def on_off(value: bool) -> str:
-    """How libvirt writes a switch."""
-    return "on" if value else "off"
-
-
 def yes_no(value: bool) -> str:
     """How libvirt writes the other kind of switch."""
     return "yes" if value else "no"

@@ -213,13 +213,6 @@ def state(vmid: int) -> str:
         return _STATES.get(found.state()[0], "stopped")
 
 
-def reason(vmid: int) -> tuple[int, int]:
-    """Libvirt's state and reason numbers of a running guest."""
-    with _reported(f"can't get the state of VM {vmid}"):
-        number, why = _domain(vmid).state()
-    return int(number), int(why)
-
-
 def destroy(vmid: int, timeout: float | None = None) -> None:
     """Pull the plug: QEMU is ended at once. Nothing happens when the guest does not run.
 
@@ -289,12 +282,6 @@ def press_power(vmid: int, *, agent: bool) -> None:
 
 
 # -- asking and changing a running domain ------------------------------------------------------------------------------
-
-
-def definition(vmid: int) -> str:
-    """The running domain's definition as libvirt has it."""
-    with _reported(f"can't get the definition of VM {vmid}"):
-        return str(_domain(vmid).XMLDesc(0))
 
 
 def statistics(vmid: int) -> dict[str, Any]:

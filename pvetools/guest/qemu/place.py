@@ -78,11 +78,6 @@ def serial_socket(vmid: int, index: int) -> Path:
     return Path(serial_path(str(socket_dir()), vmid, index))
 
 
-def vnc_socket(vmid: int) -> Path:
-    """Unix socket of the VNC display."""
-    return socket_dir() / f"{vmid}.vnc"
-
-
 def serial_path(sockets: str, vmid: int, index: int) -> str:
     """Path of the unix socket of a serial port in a folder of sockets."""
     return f"{sockets}/{vmid}.serial{index}"
