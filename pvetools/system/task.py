@@ -298,7 +298,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
     That happens once: further signals are ignored, so that nothing is undone by halves. The function that the block
     gets makes it deaf to all of them. Python swallows what a handler raises inside a finalizer: it is raised again.
     """
-    heard = False
+    heard = over = False
 
     def interrupt(_signum: int, _frame: FrameType | None) -> None:
         nonlocal heard
@@ -307,16 +307,17 @@ def interruptible() -> Iterator[Callable[[], None]]:
             raise KeyboardInterrupt
 
     def deaf() -> None:
-        nonlocal heard
-        heard = True
+        nonlocal heard, over
+        heard = over = True
 
     def swallowed(lost: sys.UnraisableHookArgs) -> None:
         nonlocal heard
         if not isinstance(lost.exc_value, KeyboardInterrupt):
             report(lost)
             return
-        heard = False
-        signal.setitimer(signal.ITIMER_REAL, 0.01)  # raised again once the finalizer is over
+        if not over:
+            heard = False
+            signal.setitimer(signal.ITIMER_REAL, 0.01)  # raised again once the finalizer has ended
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
     before = {number: signal.signal(number, interrupt) for number in numbers}
@@ -324,6 +325,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
     try:
         yield deaf
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)

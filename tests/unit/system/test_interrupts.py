@@ -30,3 +30,12 @@ def test_handlers_are_as_before_afterwards():
     with task.interruptible():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
+
+
+def test_nothing_is_raised_again_when_the_block_has_ended():
+    with task.interruptible() as deaf:
+        thing = Finalized()
+        del thing
+        deaf()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.sigtimedwait([signal.SIGALRM], 0.05) is None
