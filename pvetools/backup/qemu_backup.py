@@ -311,12 +311,13 @@ def _tell_left_out(current: GuestConfig) -> None:
 
 def _end_job(run: Run) -> None:
     """End the backup job; a machine that powered off meanwhile has none any more."""
-    try:
-        hypervisor.abort_backup(run.vmid)
-    except PveError as error:
-        joblog.warn(f"can't end the backup job: {error}")
-    else:
-        run.journal.note(job=False)
+    with run.undisturbed():  # the journal must say what is true
+        try:
+            hypervisor.abort_backup(run.vmid)
+        except PveError as error:
+            joblog.warn(f"can't end the backup job: {error}")
+        else:
+            run.journal.note(job=False)
 
 
 @contextlib.contextmanager
