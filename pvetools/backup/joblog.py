@@ -105,7 +105,7 @@ def logged(argv: Sequence[str]) -> None:
                 last = raw.decode("utf-8", "replace").rstrip("\r\n")
                 info(last)
         except BaseException:
-            process.kill()
+            run.kill_group(process)
             raise
     if process.returncode:
         raise RunError(argv, process.returncode, last)

@@ -145,8 +145,8 @@ class LxcEngine:
         run.went_away()
         run.hook("pre-stop")
         if runtime.state(run.vmid) != "FROZEN":
-            run.journal.note(suspended=True)
             self._frozen = True
+            run.journal.note(suspended=True)
             runtime.freeze(run.vmid)
         self._sync(run, source, tree, "final")
         self._own_places(tree)

@@ -225,9 +225,9 @@ class QemuEngine:
         run.journal.note_path(link)
         link.unlink(missing_ok=True)
         link.parent.mkdir(parents=True, exist_ok=True)
-        run.journal.note(job=True)
         with contextlib.ExitStack() as stack:
             stack.callback(_end_job, run)
+            run.journal.note(job=True)
             with _frozen(run):
                 joblog.info("starting backup via QMP command")
                 hypervisor.begin_backup(run.vmid, link, self._job_disks(run))

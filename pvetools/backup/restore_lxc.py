@@ -26,7 +26,7 @@ from pvetools.guest.lxc.kind import LXC
 from pvetools.network import mac
 from pvetools.options.lxc import LxcNic, LxcOptions, MountPoint, Rootfs
 from pvetools.storage import volumes
-from pvetools.system import files, lock, log, paths, run
+from pvetools.system import files, lock, log, paths, run, task
 from pvetools.system.errors import Exists, ParamErrors, Refused
 from pvetools.system.units import GIB
 
@@ -251,16 +251,17 @@ class _Restore:
         mounts.check_reachable(vmid, self.ids)
         with signals.undo_stack() as undo:
             if self.replaced:
-                config.set_lock("lxc", vmid, "create")
-                undo.callback(config.clear_lock, "lxc", vmid, "create")
+                with task.uninterrupted():
+                    config.set_lock("lxc", vmid, "create")
+                    undo.callback(config.clear_lock, "lxc", vmid, "create")
                 if not self._has_room():
                     log.warn("no room for the old and the new volumes at the same time: the old ones are removed first")
                     self._free_old()
             else:
-                with lock.guest_lock(vmid):
+                with lock.guest_lock(vmid), task.uninterrupted():
                     config.create("lxc", vmid, {**self.plan.section, "lock": "create"}, self.plan.section.lxc)
-                undo.callback(self._forget_new)
-                undo.callback(hosting.forget, vmid)
+                    undo.callback(self._forget_new)
+                    undo.callback(hosting.forget, vmid)
             self._make_volumes(undo)
             self._fill(stream)
             with signals.Shield().up():  # from here on there is no way back, only forward

@@ -22,7 +22,7 @@ from pvetools.guest.common.kind import used_volumes
 from pvetools.guest.qemu.kind import QEMU
 from pvetools.network import mac
 from pvetools.storage import volumes
-from pvetools.system import files, lock, log, paths
+from pvetools.system import files, lock, log, paths, task
 from pvetools.system.errors import Exists, NotFound, ParamErrors, PveError, Refused
 
 STDIN = "-"
@@ -156,15 +156,16 @@ class _Restore:
         vmid = self.request.vmid
         with signals.undo_stack() as undo:
             if self.replaced:
-                config.set_lock("qemu", vmid, "create")
-                undo.callback(config.clear_lock, "qemu", vmid, "create")
+                with task.uninterrupted():
+                    config.set_lock("qemu", vmid, "create")
+                    undo.callback(config.clear_lock, "qemu", vmid, "create")
                 if not self._has_room():
                     log.warn("no room for the old and the new disks at the same time: the old ones are removed first")
                     self._free_old()
             else:
-                with lock.guest_lock(vmid):
+                with lock.guest_lock(vmid), task.uninterrupted():
                     config.create("qemu", vmid, {"lock": "create", "memory": "128"})
-                undo.callback(self._forget_new)
+                    undo.callback(self._forget_new)
             self._allocate(undo)
             with contextlib.ExitStack() as stack:
                 targets: dict[str, Target | None] = {slot.device: self._open(slot, stack) for slot in self.slots}

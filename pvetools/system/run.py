@@ -6,10 +6,13 @@ that is impatiently repeated does not kill what the undoing runs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NamedTuple, NoReturn
 
@@ -155,6 +158,18 @@ def _die_with(parent: int) -> Callable[[], None]:
             os._exit(1)
 
     return tie
+
+
+def kill_group(process: subprocess.Popen[bytes], timeout: float = 5.0) -> None:
+    """Kill a program that was started for streaming, with all that it has started, and wait until they are gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + timeout
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.002)
 
 
 def interactive(argv: Sequence[str | os.PathLike[str]]) -> int:

@@ -331,6 +331,16 @@ def interruptible() -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let signals wait until the block has ended: for making something together with noting how it is undone."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def stop(upid: Upid) -> None:
     """Ask a running task to end (SIGTERM); it undoes what it began.
 

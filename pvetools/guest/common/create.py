@@ -9,7 +9,7 @@ from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig, Section
 from pvetools.guest.common.kind import GuestKind, Making
 from pvetools.schema.core import Record
-from pvetools.system import lock
+from pvetools.system import lock, task
 from pvetools.system.errors import ParamErrors
 
 Populate = Callable[[GuestConfig, ExitStack], None]
@@ -45,8 +45,9 @@ def create(
     section = Section({**(defaults or {}), **plain}, lxc)
     _check(kind, {**section, **{key: _text(kind, key, value) for key, value in disks.items()}})
     with lock.guest_lock(vmid), ExitStack() as undo:
-        draft = config.create(kind.name, vmid, {**section, "lock": "create"}, lxc)
-        undo.callback(config.remove, kind.name, vmid)
+        with task.uninterrupted():
+            draft = config.create(kind.name, vmid, {**section, "lock": "create"}, lxc)
+            undo.callback(config.remove, kind.name, vmid)
         for key, value in disks.items():
             draft.current[key] = kind.make_volume(Making(vmid, key, value, draft.current, undo))
             config.save(draft)
