@@ -83,6 +83,7 @@ install: packages
 	$(PYTHON) -m venv --clear --system-site-packages $(LIB)
 	$(call requirements,[]) > $(LIB)/requirements.txt
 	$(LIB)/bin/pip install -q --disable-pip-version-check -r $(LIB)/requirements.txt
+	rm -rf build
 	$(LIB)/bin/pip install -q --disable-pip-version-check --no-deps .
 	install -d $(PREFIX)/sbin $(PREFIX)/share/bash-completion/completions $(PREFIX)/share/man/man1 $(PREFIX)/share/man/man5
 	for tool in $(TOOLS); do \

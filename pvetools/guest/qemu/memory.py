@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pvetools.guest.qemu import pci
 from pvetools.guest.qemu.build import Build
+from pvetools.options.qemu import QemuOptions
 from pvetools.system.errors import Refused
 
+DEFAULT_SHARES = QemuOptions.FIELDS["shares"].default
 STATISTICS_PERIOD = 10  # seconds between two reports of the guest's memory use
 
 
@@ -30,11 +32,15 @@ def balloon(build: Build) -> None:
         Refused: a lower limit above the guest's memory.
     """
     options = build.options
+    if options.shares != DEFAULT_SHARES:
+        build.warnings.append(f"shares: {options.shares} has no effect yet: memory is not shared out by balloons")
     if options.balloon == 0:
         build.devices.add("memballoon", model="none")
         return
     if options.balloon is not None and options.balloon > options.memory.current:
         raise Refused(f"balloon: {options.balloon} is more than memory: {options.memory.current}")
+    if options.balloon is not None and options.balloon < options.memory.current:
+        build.warnings.append(f"balloon: {options.balloon} has no effect yet: the guest keeps all of its memory")
     device = build.devices.add("memballoon", model="virtio", freePageReporting="on")
     device.add("stats", period=STATISTICS_PERIOD)
     pci.place(device, "balloon0", q35=build.q35)

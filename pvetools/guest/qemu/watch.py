@@ -24,7 +24,7 @@ ELSEWHERE = frozenset(
         # a card is filtered only while a firewall is in force, and then the start is refused (network.firewall)
         "net.firewall",
         # limits of what a running guest may be asked later: every change of a running guest waits for its next start
-        "hotplug", "migrate_downtime", "migrate_speed", "shares",
+        "hotplug", "migrate_downtime", "migrate_speed",
         # kept by snapshots
         "parent", "snaptime", "vmstate", "vmstatestorage", "runningmachine", "runningcpu", "running-nets-host-mtu",
     }
