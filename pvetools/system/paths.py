@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -117,6 +118,5 @@ def ensure_tree() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     (etc_pve() / "priv").chmod(0o700)
     for link, target in (("local", f"nodes/{node()}"), ("qemu-server", "local/qemu-server"), ("lxc", "local/lxc")):
-        path = etc_pve() / link
-        if not path.is_symlink() and not path.exists():
-            path.symlink_to(target)
+        with suppress(FileExistsError):  # made before, maybe by another command just now
+            (etc_pve() / link).symlink_to(target)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import subprocess
 import sys
 import time
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -127,3 +131,26 @@ def test_two_roots_have_two_tags_and_the_hosts_own_has_none(tmp_path: Path, monk
     one = paths.root_tag()
     monkeypatch.setenv("PVETOOLS_ROOT", str(tmp_path / "b"))
     assert len({"", one, paths.root_tag()}) == 3
+
+
+def _make_tree(root: str, ready: Barrier, failed: SimpleQueue[str]) -> None:
+    os.environ["PVETOOLS_ROOT"] = root
+    ready.wait(30)
+    try:
+        paths.ensure_tree()
+    except OSError as error:
+        failed.put(str(error))
+
+
+def test_first_commands_at_once_make_one_tree(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    failed: SimpleQueue[str] = fork.SimpleQueue()
+    for number in range(40):
+        ready = fork.Barrier(4)
+        makers = [fork.Process(target=_make_tree, args=(str(tmp_path / str(number)), ready, failed)) for _ in range(4)]
+        for maker in makers:
+            maker.start()
+        for maker in makers:
+            maker.join(30)
+        assert [maker.exitcode for maker in makers] == [0] * 4
+    assert failed.empty(), failed.get()
