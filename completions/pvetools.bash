@@ -52,7 +52,7 @@ _pvetools_pos=(
   ['pvesh ls']='api_path'
   ['pvesh set']='api_path'
   ['pvesh usage']='api_path'
-  ['pvesm add']='e=btrfs,cephfs,cifs,dir,esxi,iscsi,iscsidirect,lvm,lvmthin,nfs,pbs,rbd,zfs,zfspool storage'
+  ['pvesm add']='e=btrfs,cephfs,cifs,dir,esxi,iscsi,iscsidirect,lvm,lvmthin,nfs,nvmeof,pbs,rbd,zfs,zfspool storage'
   ['pvesm alloc']='storage guest none none'
   ['pvesm extractconfig']='volume'
   ['pvesm free']='volume'
@@ -232,8 +232,8 @@ declare -ga _pvetools_set=(
   'digest: disk:e=ide0,ide1,ide2,ide3,scsi0,scsi1,scsi2,scsi3,scsi4,scsi5,scsi6,scsi7,scsi8,scsi9,scsi10,scsi11,scsi12,scsi13,scsi14,scsi15,scsi16,scsi17,scsi18,scsi19,scsi20,scsi21,scsi22,scsi23,scsi24,scsi25,scsi26,scsi27,scsi28,scsi29,scsi30,virtio0,virtio1,virtio2,virtio3,virtio4,virtio5,virtio6,virtio7,virtio8,virtio9,virtio10,virtio11,virtio12,virtio13,virtio14,virtio15,sata0,sata1,sata2,sata3,sata4,sata5,efidisk0,tpmstate0 size: skiplock:b'
   'errors:b limit: since: source:e=archive,active,all start: statusfilter: typefilter: until: userfilter: vmid:guest'
   'all:b bwlimit: compress:e=0,1,gzip,lzo,zstd dumpdir:directory exclude:guest exclude-path: fleecing:p=37 ionice: job-id: lockwait: mailnotification:e=always,failure mailto: maxfiles: mode:e=snapshot,suspend,stop notes-template: notification-mode:e=auto,legacy-sendmail,notification-system pbs-change-detection-mode:e=legacy,data,metadata performance:p=38 pigz: pool: protected:b prune-backups:p=36 quiet:b remove:b script:file stdexcludes:b stdout:b stop:b stopwait: storage:storage tmpdir:directory vmid:guest zstd:'
-  'type:e=btrfs,cephfs,cifs,dir,esxi,iscsi,iscsidirect,lvm,lvmthin,nfs,pbs,rbd,zfs,zfspool'
-  'authsupported: base:volume blocksize: bwlimit:p=35 comstar_hg: comstar_tg: content: content-dirs: create-base-path:b create-subdirs:b data-pool: datastore: disable:b domain: encryption-key: export:directory fingerprint: format:e=raw,qcow2,subvol,vmdk fs-name: fuse:b is_mountpoint: iscsiprovider: keyring: krbd:b lio_tpg: master-pubkey: max-protected-backups: mkdir:b monhost: mountpoint:directory namespace: nocow:b nodes:node nowritecache:b options: password: path:directory pool: port: portal: preallocation:e=off,metadata,falloc,full prune-backups:p=36 saferemove:b saferemove-stepsize:e=1,2,4,8,16,32 saferemove_throughput: server: share: shared:b skip-cert-verification:b smbversion:e=default,2.0,2.1,3,3.0,3.11 snapshot-as-volume-chain:b sparse:b storage:storage subdir:directory tagged_only:b target: thinpool: type:e=btrfs,cephfs,cifs,dir,esxi,iscsi,iscsidirect,lvm,lvmthin,nfs,pbs,rbd,zfs,zfspool username: vgname: zfs-base-path:directory'
+  'type:e=btrfs,cephfs,cifs,dir,esxi,iscsi,iscsidirect,lvm,lvmthin,nfs,nvmeof,pbs,rbd,zfs,zfspool'
+  'authsupported: base:volume blocksize: bwlimit:p=35 comstar_hg: comstar_tg: content: content-dirs: create-base-path:b create-subdirs:b data-pool: datastore: disable:b domain: encryption-key: export:directory fingerprint: format:e=raw,qcow2,subvol,vmdk fs-name: fuse:b is_mountpoint: iscsiprovider: keyring: krbd:b lio_tpg: master-pubkey: max-protected-backups: mkdir:b monhost: mountpoint:directory namespace: nocow:b nodes:node nowritecache:b options: password: path:directory pool: port: portal: preallocation:e=off,metadata,falloc,full prune-backups:p=36 saferemove:b saferemove-stepsize:e=1,2,4,8,16,32 saferemove_throughput: server: share: shared:b skip-cert-verification:b smbversion:e=default,2.0,2.1,3,3.0,3.11 snapshot-as-volume-chain:b sparse:b storage:storage subdir:directory tagged_only:b target: thinpool: type:e=btrfs,cephfs,cifs,dir,esxi,iscsi,iscsidirect,lvm,lvmthin,nfs,nvmeof,pbs,rbd,zfs,zfspool username: vgname: zfs-base-path:directory'
 )
 declare -ga _pvetools_prop=(
   '^enabled:b fstrim_cloned_disks:b freeze-fs:b type:e=virtio,isa'

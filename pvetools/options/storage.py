@@ -27,8 +27,8 @@ class StorageOptions(Record):
     storage: str = field(formats.storage_id, "Name of the storage.", required=True)
     type: str = field(
         choice(
-            "btrfs", "cephfs", "cifs", "dir", "esxi", "iscsi", "iscsidirect", "lvm", "lvmthin", "nfs", "pbs", "rbd", "zfs",
-            "zfspool",
+            "btrfs", "cephfs", "cifs", "dir", "esxi", "iscsi", "iscsidirect", "lvm", "lvmthin", "nfs", "nvmeof", "pbs", "rbd",
+            "zfs", "zfspool",
         ),
         "Type of the storage.",
         required=True,
@@ -127,8 +127,8 @@ class StorageOptions(Record):
     blocksize: str | None = field(formats.block_size, "Block size of new volumes, such as 16k.")
     sparse: bool | None = field(boolean, "Allocate volumes thinly.")
     mountpoint: str | None = field(formats.storage_path, "Where the pool is mounted.")
-    portal: str | None = field(formats.portal, "Address of the iSCSI portal, with an optional port.")
-    target: str | None = field(string(), "iSCSI target.")
+    portal: str | None = field(formats.portal, "Address of the iSCSI or NVMe/TCP portal, with an optional port.")
+    target: str | None = field(string(), "iSCSI target, or NQN of the NVMe subsystem.")
     iscsiprovider: str | None = field(string(), "Kind of iSCSI target: comstar, istgt, iet or LIO.")
     comstar_hg: str | None = field(string(), "COMSTAR host group of the views.")
     comstar_tg: str | None = field(string(), "COMSTAR target group of the views.")
@@ -212,16 +212,15 @@ TYPES = {
     "cephfs": _type(
         content="backup import iso snippets vztmpl",
         default="backup",
-        required="path",
-        optional=f"{_FILE_OPTIONS} bwlimit content-dirs fs-name fuse keyring monhost options subdir username",
+        optional=f"{_FILE_OPTIONS} bwlimit content-dirs fs-name path fuse keyring monhost options subdir username",
         fixed="path",
         sensitive="keyring",
     ),
     "cifs": _type(
         content=_FILES,
         default="images",
-        required="path server share",
-        optional=f"{_FILE_OPTIONS} bwlimit content-dirs domain options password preallocation smbversion"
+        required="server share",
+        optional=f"{_FILE_OPTIONS} bwlimit content-dirs domain options password path preallocation smbversion"
         " snapshot-as-volume-chain subdir username",
         fixed="path server share snapshot-as-volume-chain",
         formats="qcow2 raw vmdk",
@@ -255,8 +254,9 @@ TYPES = {
         content="images none",
         default="images",
         required="portal target",
-        optional="bwlimit",
+        optional="bwlimit password username",
         fixed="portal target",
+        sensitive="password",
         select_existing=True,
     ),
     "lvm": _type(
@@ -278,10 +278,18 @@ TYPES = {
     "nfs": _type(
         content=_FILES,
         default="images",
-        required="export path server",
-        optional=f"{_FILE_OPTIONS} bwlimit content-dirs options preallocation snapshot-as-volume-chain",
+        required="export server",
+        optional=f"{_FILE_OPTIONS} bwlimit content-dirs options path preallocation snapshot-as-volume-chain",
         fixed="export path server snapshot-as-volume-chain",
         formats="qcow2 raw vmdk",
+    ),
+    "nvmeof": _type(
+        content="images none",
+        default="images",
+        required="portal target",
+        optional="bwlimit",
+        fixed="portal target",
+        select_existing=True,
     ),
     "pbs": _type(
         content="backup none",

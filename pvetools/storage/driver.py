@@ -26,6 +26,8 @@ class Capabilities(NamedTuple):
     base: frozenset[str] = frozenset()  # can be made the base of linked clones
     limits_folders: bool = False  # folders (format subvol) take a size
     foreign: bool = False  # volumes are made elsewhere, here they are only found
+    io_uring: str = "always"  # QEMU may use it: always, direct (only without the host's page cache), never
+    cache: str = "none"  # QEMU's cache mode when nobody asks for another one
 
 
 class Space(NamedTuple):
@@ -36,12 +38,47 @@ class Space(NamedTuple):
     avail: int = 0
 
 
+class Network(NamedTuple):
+    """A volume on a server that QEMU talks to itself, in libvirt's words.
+
+    Args:
+        protocol: ``rbd`` or ``iscsi``.
+        name: POOL/IMAGE, or TARGET/LUN.
+        hosts: names or addresses with ports; 0: the protocol's own.
+        user: user name at the server; empty: no authentication.
+        secret: file that holds the user's key or password.
+        config: configuration file of the protocol's library.
+    """
+
+    protocol: str
+    name: str
+    hosts: tuple[tuple[str, int], ...] = ()
+    user: str = ""
+    secret: Path | None = None
+    config: Path | None = None
+
+
 class Source(NamedTuple):
-    """How QEMU or a mount reaches a volume: a ``file``, a ``block`` device or a ``folder`` at ``path``."""
+    """How QEMU or a mount reaches a volume.
+
+    Args:
+        kind: ``file``, ``block`` (a device) or ``folder``, all at ``path``; or ``network``, which QEMU alone can reach.
+        path: where it is; of network volumes a name for messages.
+        format: raw, qcow2, vmdk, subvol.
+        url: what QEMU's tools open in place of a path; never with a secret in it.
+        network: the server behind a network volume.
+    """
 
     kind: str
     path: Path
     format: str
+    url: str = ""
+    network: Network | None = None
+
+    @property
+    def image(self) -> str:
+        """What QEMU's tools open."""
+        return self.url or str(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +139,9 @@ class Driver(Protocol):
 
     def activate(self) -> None:
         """Make the storage usable, or say why it is not. Cheap when it is usable already."""
+
+    def deactivate(self) -> None:
+        """Undo ``activate``: unmount, log out; what guests use stays. For a storage that is removed."""
 
     def status(self) -> Space:
         """Size and free space."""

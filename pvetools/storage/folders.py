@@ -55,6 +55,9 @@ class FolderStorage:
     def attach(self) -> None:
         """Make the directory reachable, or say why it is not: nothing to do for one that is simply there."""
 
+    def deactivate(self) -> None:
+        """Nothing to undo for a directory that is simply there."""
+
     def activate(self) -> None:
         options = self.definition.options
         self.attach()

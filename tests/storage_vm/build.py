@@ -30,6 +30,10 @@ PACKAGES = (
     "cifs-utils", "keyutils", "samba", "smbclient", "open-iscsi", "targetcli-fb", "python3-rtslib-fb", "tgt",
     "libiscsi-bin", "multipath-tools", "sg3-utils", "nvme-cli",
     "xfsprogs", "btrfs-progs", "e2fsprogs", "openssh-server", "openssh-client",
+    "ceph-mon", "ceph-mgr", "ceph-osd", "ceph-mds", "ceph-common", "ceph-fuse", "qemu-block-extra",
+    # guests on them
+    "libvirt-daemon-system", "libvirt-clients", "qemu-system-x86", "lxc", "uidmap", "python3-libvirt", "python3-lxc",
+    "python3-libnbd",
 )  # fmt: skip
 INITRD_MODULES = ["virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic", "crc32c_intel", "overlay"]
 INITRD_INIT = """\
@@ -47,7 +51,7 @@ mount --move /proc /root/proc
 mount --move /sys /root/sys
 exec switch_root /root /sbin/init
 """
-DISK_SIZE = "3G"
+DISK_SIZE = "5G"
 FSTAB = "/dev/vda / ext4 noatime 0 0\n"
 NETWORK = "[Match]\nName=lo\n"
 DPKG = "force-unsafe-io\n" + "".join(

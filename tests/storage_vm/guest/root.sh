@@ -14,10 +14,12 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
     multipath-tools.service multipathd.socket tgt.service rtslib-fb-targetctl.service ssh.service nvmf-autoconnect.service \
     systemd-networkd-wait-online.service systemd-tmpfiles-clean.timer lvm2-monitor.service \
     zfs-import-cache.service zfs-import-scan.service zfs-mount.service zfs-share.service zfs-load-module.service \
+    libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirt-guests.service virtlogd.socket \
+    virtlockd.socket lxc.service lxc-net.service lxc-monitord.service ceph.target ceph-crash.service \
     systemd-udev-settle.service serial-getty@ttyS0.service; do
     case $unit in
         # wanted by tests, not at boot
-        multipath-tools.service|tgt.service|ssh.service|rtslib-fb-targetctl.service|lvm2-monitor.service) systemctl disable "$unit" 2>/dev/null || true ;;
+        multipath-tools.service|tgt.service|ssh.service|rtslib-fb-targetctl.service|lvm2-monitor.service|libvirtd*|virtlo*|ceph.target) systemctl disable "$unit" 2>/dev/null || true ;;
         *) systemctl mask "$unit" 2>/dev/null || true ;;
     esac
 done
