@@ -41,13 +41,23 @@ def test_every_value_of_the_option_makes_a_file_that_reads_back(option: str, pig
     assert (path.read_bytes() == DATA) == (option == "0")
 
 
+def test_zstd_takes_its_level_from_its_usual_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSTD_CLEVEL", "9")
+    assert compress.compressor("zstd") == ["zstd", "-9", "--threads=1"]
+    for wrong in ("0", "20", "-3", "high", "", "١"):
+        monkeypatch.setenv("ZSTD_CLEVEL", wrong)
+        with pytest.raises(PveError, match=f"ZSTD_CLEVEL: value '{wrong}' is not a level from 1 to 19"):
+            compress.compressor("zstd")
+
+
 def test_commands_follow_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZSTD_CLEVEL", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     assert compress.compressor("gzip") == ["gzip", "--rsyncable"]
     assert compress.compressor("gzip", pigz=1) == ["pigz", "-p", "4", "--rsyncable"]
     assert compress.compressor("gzip", pigz=3) == ["pigz", "-p", "3", "--rsyncable"]
-    assert compress.compressor("zstd") == ["zstd", "--threads=1"]
-    assert compress.compressor("zstd", zstd=0) == ["zstd", "--threads=4"]
+    assert compress.compressor("zstd") == ["zstd", "-1", "--threads=1"]
+    assert compress.compressor("zstd", zstd=0) == ["zstd", "-1", "--threads=4"]
     assert compress.compressor("1") == compress.compressor("lzo") == ["lzop"]
     assert compress.compressor("0") == []
     with pytest.raises(PveError, match="unknown compression 'rar', expected one of 0, 1, gzip, lzo, zstd"):
