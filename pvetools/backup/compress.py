@@ -49,7 +49,7 @@ def _half_of_cpus() -> int:
 
 
 def _zstd_level() -> int:
-    """Level 1 costs less than half the processor time of zstd's own default; its usual variable asks for another one."""
+    """Level 1 costs half the processor time of zstd's own default or less; its usual variable asks for another one."""
     level = os.environ.get("ZSTD_CLEVEL", "1")
     if not (level.isascii() and level.isdecimal() and 1 <= int(level) <= 19):
         raise PveError(f"ZSTD_CLEVEL: value '{level}' is not a level from 1 to 19")
