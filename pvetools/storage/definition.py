@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from pvetools.config import sections
 from pvetools.options.storage import TYPES, StorageOptions
 from pvetools.schema.core import NestedErrors
+from pvetools.storage import secrets
 from pvetools.system import paths
 from pvetools.system.errors import ConfigError, Exists, NotFound, ParamErrors, Refused
 
@@ -47,8 +49,10 @@ class Definition:
         return not self.options.nodes or node in self.options.nodes
 
     def as_data(self) -> dict[str, Any]:
-        """Options as texts, for output; ``content`` is always there."""
+        """Options as texts, for output; ``content`` is always there, secrets never are."""
         texts = self.options.texts()
+        for key in TYPES[self.type].sensitive:
+            texts.pop(key, None)
         texts["content"] = ",".join(sorted(self.content)) or "none"
         return texts
 
@@ -137,6 +141,8 @@ def _refuse_unserved(name: str, options: StorageOptions, keys: Iterable[str]) ->
 def add(name: str, type_: str, raw: Mapping[str, str]) -> Definition:
     """Define a storage, once it has proven to be usable where it is meant for this node.
 
+    Its secrets get files of their own.
+
     Raises:
         ParamErrors, Refused: wrong options or a type that is not served. Exists: the name is used.
         Errors of the storage.
@@ -147,14 +153,18 @@ def add(name: str, type_: str, raw: Mapping[str, str]) -> Definition:
     registry.require(type_)
     _refuse_unserved(name, options, raw)
     made = Definition(name, type_, options)
-    with sections.editing(paths.storage_config()) as file:
+    with contextlib.ExitStack() as undo, sections.editing(paths.storage_config()) as file:
         if name == LOCAL and file.get(name) is None:
             raise Exists("storage 'local' is built in; change it with: pvesm set local ...")
         texts = options.texts()
         del texts["storage"], texts["type"]
+        hidden = {key: texts.pop(key) for key in TYPES[type_].sensitive & texts.keys()}
         file.add(type_, name, texts)
+        undo.callback(secrets.remove, name, type_, TYPES[type_].sensitive)
+        secrets.write(name, type_, hidden)
         if made.enabled and made.on_node(paths.node()):
             registry.driver(made).activate()
+        undo.pop_all()
     return made
 
 
@@ -177,7 +187,12 @@ def update(name: str, raw: Mapping[str, str], delete: Sequence[str] = (), digest
         options = check(name, section.type, plain)
         _refuse_unserved(name, options, raw)
         canonical = options.texts()
-        section.values = {key: canonical[key] if key in raw else value for key, value in values.items()}
+        sensitive = TYPES[section.type].sensitive
+        section.values = {
+            key: canonical[key] if key in raw else value for key, value in values.items() if key not in sensitive
+        }
+        secrets.write(name, section.type, {key: canonical[key] for key in sensitive & raw.keys()})
+        secrets.remove(name, section.type, sensitive & {*delete})
     return Definition(name, section.type, options)
 
 
@@ -201,7 +216,7 @@ def _check_change(section: sections.Section, raw: Mapping[str, str], delete: Seq
 
 
 def remove(name: str) -> None:
-    """Delete a storage's definition; its data stays.
+    """Delete a storage's definition and its secrets; its data stays.
 
     Raises:
         NotFound. Refused: ``local`` cannot be removed while it stands in no file.
@@ -211,6 +226,9 @@ def remove(name: str) -> None:
             raise Refused(
                 "storage 'local' is built in and can't be removed; disable it with: pvesm set local --disable 1"
             )
-        if file.get(name) is None:
+        section = file.get(name)
+        if section is None:
             raise NotFound(f"storage '{name}' does not exist")
         file.remove(name)
+        if section.type in TYPES:
+            secrets.remove(name, section.type, TYPES[section.type].sensitive)
