@@ -85,6 +85,11 @@ def local_storage() -> Path:
     return root() / "var/lib/vz"
 
 
+def mount_dir() -> Path:
+    """Where storages of servers are mounted that name no other place."""
+    return root() / "mnt/pve"
+
+
 def lxc_dir() -> Path:
     """LXC's own folder: one sub-folder with the derived ``config`` a container."""
     return root() / "var/lib/lxc"
