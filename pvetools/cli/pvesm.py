@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pvetools.cli import app
+from pvetools.options.backup import PruneBackups
 from pvetools.render.command import LOCAL_NODE, Command, Local, Tool
 from pvetools.schema import formats
 from pvetools.schema.core import Record, field
+from pvetools.schema.kinds import boolean, choice
 
 
 class PathParams(Record):
@@ -24,6 +26,34 @@ def _path(p: PathParams) -> str:
 
 
 PATH = Local(PathParams, _path)
+
+
+class PruneParams(PruneBackups):
+    """Parameters of ``pvesm prune-backups``; the retention rules stand beside each other here."""
+
+    storage: str = field(formats.storage_id, "Storage to look at.", required=True)
+    dry_run: bool = field(boolean, "Only show what would be kept and removed.", name="dry-run", default=False)
+    type: str | None = field(choice("qemu", "lxc"), "Look only at backups of this kind of guest.")
+    vmid: int | None = field(formats.vmid, "Look only at backups of this guest.")
+
+
+def _prune(p: PruneParams) -> list[dict[str, Any]] | None:
+    """Remove the backups of a storage that are not to be kept: by these rules, or as the storage is configured."""
+    from pvetools.api import backup, tree
+    from pvetools.system import paths
+
+    texts = p.texts()
+    raw = {"node": paths.node(), **{key: text for key, text in texts.items() if key in backup.PruneParams.FIELDS}}
+    if rules := [f"{key}={text}" for key, text in texts.items() if key in PruneBackups.FIELDS]:
+        raw["prune-backups"] = ",".join(rules)
+    if p.dry_run:
+        found: list[dict[str, Any]] = tree.call(backup.prune_plan, raw)
+        return found
+    tree.call(backup.prune, raw)
+    return None
+
+
+PRUNE = Local(PruneParams, _prune)
 _HERE = {"node": LOCAL_NODE}
 _SECRETS = ("encryption-key", "keyring", "master-pubkey")
 
@@ -41,6 +71,7 @@ TOOL = Tool(
                          text="render.storage:created"),
         "free": Command("api.storage:free", ("volume",), _HERE, text="none"),
         "path": Command("cli.pvesm:PATH", ("volume",)),
+        "prune-backups": Command("cli.pvesm:PRUNE", ("storage",), text="render.storage:prune_table"),
         "extractconfig": Command("api.backup:extractconfig", ("volume",), _HERE),
     },
 )  # fmt: skip

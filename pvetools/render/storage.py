@@ -35,3 +35,17 @@ def content_table(data: Sequence[Row], params: object, options: object) -> str:
 def created(data: str, params: object, options: object) -> str:
     """The volume that was made."""
     return f"successfully created '{data}'"
+
+
+def prune_table(data: Sequence[Row], params: object, options: object) -> str:
+    """Backups with what retention would do to them; those of one guest together, oldest first."""
+    if not data:
+        return "no backups found"
+    width = max(len(row["volid"]) for row in data) + 1
+    line = f"{{:{width}}} {{:>15}} {{:>10}}"
+    lines = ["This is a preview: backups that are made or removed meanwhile change the result.", ""]
+    lines.append(line.format("Backup", "Backup-ID", "Prune-Mark"))
+    for row in sorted(data, key=lambda row: (row.get("vmid") or 0, row["ctime"])):
+        guest = f"{row['type']}/{row['vmid']}" if row.get("vmid") else row["type"]
+        lines.append(line.format(row["volid"], guest, row["mark"]))
+    return "\n".join(lines)

@@ -6,11 +6,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvetools.storage import definition, names, registry
+from pvetools.config import datacenter
+from pvetools.options.storage import BandwidthLimits
+from pvetools.storage import access, definition, names, registry
 from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Driver, Snapshot, Source, Space, Volume, Wish
 from pvetools.system import log, paths
-from pvetools.system.errors import NotFound, PveError, Refused
+from pvetools.system.errors import Forbidden, NotFound, PveError, Refused
 
 GUEST_CONTENT = ("images", "rootdir")
 
@@ -419,19 +421,44 @@ def protect(volid: str, on: bool) -> None:
     driver.protect(name, on)
 
 
-def bwlimit(operation: str, used: Collection[str], override: int | None = None) -> int:
+def bwlimit(
+    operation: str,
+    used: Collection[str | None],
+    override: float | None = None,
+    privileges: access.Privileges = access.ROOT,
+) -> int:
     """Limit in KiB per second for an operation (clone, migration, move, restore); 0 is unlimited.
 
-    The lowest limit of the storages that take part counts, unless the caller asks for another one.
+    The lowest limit of the storages that take part counts, else that of the datacenter; a user who may change the
+    limits may ask for another one, others only for a lower one.
 
     Raises:
-        NotFound: no such storage.
+        NotFound: no such storage. PveError: ``bwlimit`` of ``datacenter.cfg`` is malformed.
     """
-    if override is not None:
-        return override
-    limits: list[int] = []
-    for storage in used:
-        given = definition.get(storage).options.bwlimit
-        if given:
-            limits.append(int(given.given.get(operation, given.default or 0)))
-    return min((limit for limit in limits if limit > 0), default=0)
+    storages = {storage: _limits(definition.get(storage).options.bwlimit) for storage in used if storage}
+    return access.bandwidth(operation, storages, _general_limits(), override, privileges)
+
+
+def _limits(given: BandwidthLimits | None) -> access.Limits:
+    return access.Limits(given.given if given else {})
+
+
+def _general_limits() -> access.Limits:
+    text = datacenter.option("bwlimit")
+    try:
+        return _limits(BandwidthLimits.parse(text) if text else None)
+    except ValueError as error:
+        raise PveError(f"bwlimit in datacenter.cfg: {error}") from None
+
+
+def check_access(privileges: access.Privileges, volid: str, vmid: int | None = None, content: str = "") -> None:
+    """Refuse a volume to a user who may not use it for a guest, or as a content type; paths are for root.
+
+    Raises:
+        Forbidden. Refused: another content type. As ``parse``.
+    """
+    if volid.startswith("/"):
+        if not privileges.everything:
+            raise Forbidden(f"only root can use the path '{volid}'")
+        return
+    access.check_volume(privileges, names.split(volid)[0], parse(volid), vmid, content)
