@@ -52,6 +52,18 @@ class FolderStorage:
 
     # State of the storage.
 
+    def check_mount_point(self) -> None:
+        """Refuse a directory that option ``is_mountpoint`` expects to be mounted, and is not."""
+        wanted = self.definition.options.is_mountpoint
+        if wanted.lower() in ("no", "0", "off", "false"):
+            return
+        point = Path(self.base if wanted.lower() in ("yes", "1", "on", "true") else wanted)
+        if not inuse.is_mount_point(point):
+            raise PveError(
+                f"unable to activate storage '{self.id}' - directory is expected to be a mount point but is not "
+                f"mounted: '{point}'"
+            )
+
     def attach(self) -> None:
         """Make the directory reachable, or say why it is not: nothing to do for one that is simply there."""
 
@@ -202,14 +214,14 @@ class FolderStorage:
     def alloc(self, wish: Wish) -> str:
         self._check_wish(wish)
         with contextlib.ExitStack() as undo:
-            path = self._reserve(wish, undo)
+            own, path = self._reserve(wish, undo)
             try:
                 self._fill(path, wish)
                 files.sync_folder(path.parent)
             except (OSError, RunError) as error:
                 raise self._explained(error, wish.size) from error
             undo.pop_all()
-        return f"{wish.vmid}/{path.name}"
+        return f"{wish.vmid}/{own}"
 
     def _check_wish(self, wish: Wish) -> None:
         for option in NOT_SERVED:
@@ -229,25 +241,30 @@ class FolderStorage:
             if is_base:
                 raise PveError(f"illegal name '{wish.name}' - new volumes can't be base volumes")
 
-    def _reserve(self, wish: Wish, undo: contextlib.ExitStack) -> Path:
-        """Choose a name and take it, so that nobody else gets the same one."""
+    def _reserve(self, wish: Wish, undo: contextlib.ExitStack) -> tuple[str, Path]:
+        """Choose a file name and take it, so that nobody else gets the same one; gives its path as well."""
         with lock.storage_lock(self.id):
             folder = self.directory("images") / str(wish.vmid)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                path = folder / (wish.name or _next_name(folder, wish.vmid, wish.format))
-                if wish.format == "subvol":
-                    path.mkdir(0o755)
-                else:
-                    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                    os.close(os.open(path, flags, 0o640))
+                own = wish.name or _next_name(folder, wish.vmid, wish.format)
+                path = self.path(f"{wish.vmid}/{own}")
+                self._take(path, wish.format)
             except FileExistsError:
                 raise Exists(f"disk image '{path}' already exists") from None
-            except OSError as error:
+            except (OSError, RunError) as error:
                 self._drop_empty(folder)
                 raise self._explained(error, wish.size) from error
         undo.callback(self._unlink, path)
-        return path
+        return own, path
+
+    def _take(self, path: Path, form: str) -> None:
+        """Make an empty file or folder there; FileExistsError."""
+        if form == "subvol":
+            path.mkdir(0o755)
+        else:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(path, flags, 0o640))
 
     def _fill(self, path: Path, wish: Wish) -> None:
         mode = self.definition.options.preallocation
@@ -406,7 +423,7 @@ class FolderStorage:
         self._require(name, base)
         wish = Wish(vmid, images.inspect(base, parsed.format).size, "qcow2")
         with contextlib.ExitStack() as undo:
-            path = self._reserve(wish, undo)
+            own, path = self._reserve(wish, undo)
             below = f"../{parsed.vmid}/{base.name}"
             try:
                 run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", parsed.format, "-b", below, path])
@@ -414,7 +431,7 @@ class FolderStorage:
             except (OSError, RunError) as error:
                 raise self._explained(error, wish.size) from error
             undo.pop_all()
-        return f"{parsed.vmid}/{base.name}/{vmid}/{path.name}"
+        return f"{parsed.vmid}/{base.name}/{vmid}/{own}"
 
     # Attributes.
 
