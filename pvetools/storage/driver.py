@@ -48,6 +48,7 @@ class Network(NamedTuple):
         user: user name at the server; empty: no authentication.
         secret: file that holds the user's key or password.
         config: configuration file of the protocol's library.
+        initiator: name of this host at an iSCSI target; empty: QEMU's own.
     """
 
     protocol: str
@@ -56,6 +57,7 @@ class Network(NamedTuple):
     user: str = ""
     secret: Path | None = None
     config: Path | None = None
+    initiator: str = ""
 
 
 class Source(NamedTuple):
@@ -67,6 +69,7 @@ class Source(NamedTuple):
         format: raw, qcow2, vmdk, subvol.
         url: what QEMU's tools open in place of a path; never with a secret in it.
         network: the server behind a network volume.
+        options: what QEMU's tools need besides to open ``image``, such as ``--object`` with the file of a password.
     """
 
     kind: str
@@ -74,6 +77,7 @@ class Source(NamedTuple):
     format: str
     url: str = ""
     network: Network | None = None
+    options: tuple[str, ...] = ()
 
     @property
     def image(self) -> str:
@@ -160,6 +164,9 @@ class Driver(Protocol):
 
     def source(self, name: str) -> Source:
         """How to reach an existing volume."""
+
+    def mountable(self, name: str) -> Source:
+        """The same in the reach of the kernel, for containers: never of kind ``network`` where that can be had."""
 
     def volumes(self, contents: Collection[str], vmid: int | None) -> Iterator[Volume]:
         """Volumes of some content types; of images and archives only those of one guest, where one is given."""

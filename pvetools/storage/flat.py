@@ -217,6 +217,9 @@ class FlatStorage(ABC):
         self.require(name)
         return parsed
 
+    def mountable(self, name: str) -> Source:
+        return self.source(name)
+
     # What a backend without these capabilities inherits; callers ask ``info`` before.
 
     def deactivate(self) -> None:  # noqa: B027 - nothing to undo is the usual case

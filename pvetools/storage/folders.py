@@ -146,6 +146,9 @@ class FolderStorage:
         self._require(name, path)
         return Source("folder" if path.is_dir() else "file", path, self.parse(name).format)
 
+    def mountable(self, name: str) -> Source:
+        return self.source(name)
+
     def _require(self, name: str, path: Path) -> None:
         if not os.path.lexists(path):
             raise NotFound(f"volume '{self.id}:{name}' does not exist")

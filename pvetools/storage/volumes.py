@@ -185,6 +185,21 @@ def source(volid: str) -> Source:
     return driver.source(name)
 
 
+def mountable(volid: str) -> Source:
+    """The same for somebody who mounts the volume: a file, a block device or a folder.
+
+    Raises:
+        Refused: only QEMU can reach it. As ``source``.
+    """
+    driver, name = _ready(volid)
+    found = driver.mountable(name)
+    if found.kind == "network":
+        raise Refused(
+            f"volume '{volid}' can't be mounted: only QEMU can reach what lies on storage '{driver.definition.id}'"
+        )
+    return found
+
+
 def info(volid: str) -> Volume:
     """One volume: virtual size, space used, format, owner, parent, notes (first line), protection.
 
