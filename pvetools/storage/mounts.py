@@ -98,15 +98,15 @@ def attach(storage: str, wanted: Wanted) -> None:
     """
     if _is_attached(storage, wanted):
         return
-    with _mounting(storage):
+    with _mounting(storage) as held:
         if not _is_attached(storage, wanted):
-            _mount(storage, wanted)
+            _mount(storage, wanted, held)
 
 
-def _mounting(storage: str) -> contextlib.AbstractContextManager[None]:
+def _mounting(storage: str) -> contextlib.AbstractContextManager[int]:
     """Two that mount at once would mount twice, one over the other."""
     place = paths.lock_dir() / f"mount-{storage}.lock"
-    return lock.locked(place, MOUNT_TIMEOUT + 5, what=f"mounting of storage '{storage}'")
+    return lock.handed(place, MOUNT_TIMEOUT + 5, what=f"mounting of storage '{storage}'")
 
 
 def _is_attached(storage: str, wanted: Wanted) -> bool:
@@ -119,13 +119,17 @@ def _is_attached(storage: str, wanted: Wanted) -> bool:
     return mount is not None
 
 
-def _mount(storage: str, wanted: Wanted) -> None:
+def _mount(storage: str, wanted: Wanted, held: int) -> None:
     with contextlib.ExitStack() as undo:
         _make_point(storage, wanted, undo)
+        # A program that outlives this process keeps the lock until it has mounted; one that becomes a daemon must not.
+        inherited = () if wanted.command else (held,)
         try:
-            run.run(wanted.words(), timeout=MOUNT_TIMEOUT)
+            run.run(wanted.words(), timeout=MOUNT_TIMEOUT, pass_fds=inherited)
         except PveError as error:
             raise PveError(f"storage '{storage}': can't mount '{wanted.source}': {_reason(error)}") from error
+        if not _is_attached(storage, wanted):
+            raise PveError(f"storage '{storage}': '{wanted.source}' is still not mounted")
         undo.pop_all()
 
 

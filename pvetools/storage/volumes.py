@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pvetools.config import datacenter
 from pvetools.options.storage import BandwidthLimits
-from pvetools.storage import access, definition, names, registry
+from pvetools.storage import access, definition, names, probe, registry
 from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Driver, Snapshot, Source, Space, Volume, Wish
 from pvetools.system import log, paths
@@ -100,17 +100,15 @@ def status(storage: str = "", contents: Collection[str] = (), *, enabled: bool =
     for _, found in sorted(chosen.items()):
         on = found.enabled and found.on_node(paths.node())
         if (on or not (enabled or contents)) and (not contents or found.content & {*contents}):
-            rows.append(_status(found) if on else Status(found, enabled=False, reason="disabled"))
-    return rows
+            rows.append(Status(found, on, reason="" if on else "disabled"))
+    answers = probe.ask([row.definition for row in rows if row.enabled], probe.space, probe.STATUS_TIMEOUT)
+    return [_answered(row, answers.get(row.definition.id)) for row in rows]
 
 
-def _status(found: Definition) -> Status:
-    try:
-        driver = registry.driver(found)
-        driver.activate()
-        return Status(found, enabled=True, space=driver.status())
-    except (PveError, OSError) as error:
-        return Status(found, enabled=True, reason=str(error))
+def _answered(row: Status, answer: Space | PveError | None) -> Status:
+    if isinstance(answer, PveError):
+        return replace(row, reason=str(answer))
+    return row if answer is None else replace(row, space=answer)
 
 
 # Single volumes.
@@ -245,13 +243,22 @@ def owned_by(vmid: int) -> list[str]:
 
     Storages that cannot be read give a warning.
     """
-    found: list[str] = []
+    active: list[Definition] = []
     for row in status(contents=GUEST_CONTENT):
-        if not row.active:
+        if row.active:
+            active.append(row.definition)
+        else:
             log.warn(f"storage '{row.definition.id}' is skipped: {row.reason}")
-            continue
-        driver = registry.driver(row.definition)
-        found += [volume.volid for volume in driver.volumes(GUEST_CONTENT, vmid)]
+
+    def owned(driver: Driver) -> list[str]:
+        return [volume.volid for volume in driver.volumes(GUEST_CONTENT, vmid)]
+
+    found: list[str] = []
+    for storage, answer in probe.ask(active, owned, probe.LIST_TIMEOUT).items():
+        if isinstance(answer, PveError):
+            log.warn(f"storage '{storage}' is skipped: {answer}")
+        else:
+            found += answer
     return sorted(found)
 
 

@@ -22,11 +22,18 @@ def locked(path: Path, timeout: float = DEFAULT_TIMEOUT, *, what: str = "") -> I
     Raises:
         LockTimeout: another process kept it.
     """
+    with handed(path, timeout, what=what):
+        yield
+
+
+@contextlib.contextmanager
+def handed(path: Path, timeout: float = DEFAULT_TIMEOUT, *, what: str = "") -> Iterator[int]:
+    """As ``locked``; gives a descriptor that a program may inherit, to hold the lock until it ends as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         _wait(fd, path, timeout, what)
-        yield
+        yield fd
     finally:
         os.close(fd)
 

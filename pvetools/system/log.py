@@ -50,6 +50,17 @@ def sink(extra: Sink) -> Iterator[None]:
 
 
 @contextmanager
+def only(writer: Sink) -> Iterator[None]:
+    """Send messages nowhere else while the block runs."""
+    before = list(_sinks)
+    _sinks[:] = [writer]
+    try:
+        yield
+    finally:
+        _sinks[:] = before
+
+
+@contextmanager
 def console(writer: Sink) -> Iterator[None]:
     """Send messages to another writer in place of standard error while the block runs."""
     before = list(_sinks)

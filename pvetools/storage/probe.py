@@ -1,0 +1,46 @@
+"""Storages are asked side by side, each for a limited time: one whose server hangs holds up neither others nor us."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from pvetools.storage import registry
+from pvetools.storage.definition import Definition
+from pvetools.storage.driver import Driver, Space
+from pvetools.system import apart
+from pvetools.system.errors import PveError
+
+STATUS_TIMEOUT = 10.0
+LIST_TIMEOUT = 60.0
+
+T = TypeVar("T")
+
+
+def ask(definitions: Iterable[Definition], question: Callable[[Driver], T], timeout: float) -> dict[str, T | PveError]:
+    """Ask the backend of each storage; gives the answers by storage, an error in place of one that is missing."""
+    answers: dict[str, T | PveError] = {}
+    questions: dict[str, Callable[[], T]] = {}
+    for found in definitions:
+        try:
+            questions[found.id] = _bound(question, registry.driver(found))
+        except PveError as error:
+            answers[found.id] = error
+    for name, answer in apart.ask({f"storage-{name}": call for name, call in questions.items()}, timeout).items():
+        storage = name.removeprefix("storage-")
+        answers[storage] = _sentence(storage, answer.error) if answer.error else answer.value
+    return answers
+
+
+def _bound(question: Callable[[Driver], T], driver: Driver) -> Callable[[], T]:
+    return lambda: question(driver)
+
+
+def _sentence(storage: str, error: str) -> PveError:
+    return PveError(error if storage in error else f"storage '{storage}': {error}")
+
+
+def space(driver: Driver) -> Space:
+    """The question for size and free space; it activates the storage."""
+    driver.activate()
+    return driver.status()
