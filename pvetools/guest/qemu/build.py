@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pvetools.guest.qemu.element import Element
 from pvetools.guest.qemu.place import Place
+from pvetools.guest.qemu.secret import Secret
 from pvetools.options.qemu import QemuOptions
 from pvetools.system.errors import Refused
 
@@ -25,6 +26,7 @@ class Build(NamedTuple):
         devices: its ``devices``.
         arguments: further words of QEMU's command line.
         warnings: what the user should know although the guest starts.
+        secrets: what libvirt has to know of storage servers while the guest starts.
     """
 
     options: QemuOptions
@@ -34,6 +36,7 @@ class Build(NamedTuple):
     devices: Element
     arguments: list[str]
     warnings: list[str]
+    secrets: list[Secret]
 
     @property
     def kvm(self) -> bool:

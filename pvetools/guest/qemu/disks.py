@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pvetools.guest.qemu import buses, pci
+from pvetools.guest.qemu import buses, pci, remote
 from pvetools.guest.qemu.build import Build, refuse
 from pvetools.guest.qemu.element import Element
 from pvetools.guest.qemu.place import Source
@@ -19,6 +19,7 @@ SCSI_MODELS = {
 }  # fmt: skip
 _MIB = 1 << 20
 _CDROM_DEVICE = "/dev/cdrom"
+_DIRECT = ("none", "directsync")  # cache modes without the host's page cache
 # option -> (libvirt's name, factor)
 THROTTLES: dict[str, tuple[str, int]] = {
     **{f"mbps{part}{peak}": (f"{name}_bytes_sec{peak}", _MIB)
@@ -118,10 +119,14 @@ def _unit(build: Build, key: str) -> buses.Unit:
 def _disk(build: Build, key: str, drive: Any, thread: int | None) -> None:
     cdrom = is_cdrom(drive)
     source = _source(build, key, drive)
-    disk = build.devices.add("disk", type="block" if source and source.block else "file")
+    disk = build.devices.add("disk", type=_type(source))
     disk.attributes["device"] = "cdrom" if cdrom else ("lun" if _is_passed_through(key, drive, source) else "disk")
-    _driver(key, drive, disk, source, thread)
-    if source:
+    _driver(build, key, drive, disk, source)
+    if thread and key.startswith("virtio"):
+        disk.one("driver").attributes["iothread"] = str(thread)
+    if source and source.network:
+        remote.describe(build, key, disk, source.network)
+    elif source:
         disk.add("source", **{"dev" if source.block else "file": source.path})
     unit = _unit(build, key)
     target = disk.add("target", dev=buses.target(key), bus=unit.bus)
@@ -137,6 +142,12 @@ def _disk(build: Build, key: str, drive: Any, thread: int | None) -> None:
     else:
         disk.add("address", type="drive", controller=unit.controller, bus=unit.channel, target=unit.target,
                  unit=unit.unit)  # fmt: skip
+
+
+def _type(source: Source | None) -> str:
+    if source and source.network:
+        return "network"
+    return "block" if source and source.block else "file"
 
 
 def _is_passed_through(key: str, drive: Any, source: Source | None) -> bool:
@@ -168,26 +179,38 @@ def _source(build: Build, key: str, drive: Drive) -> Source | None:
     return source._replace(format=drive.format_) if drive.format_ else source
 
 
-def _driver(key: str, drive: Any, disk: Element, source: Source | None, thread: int | None) -> None:
+def _driver(build: Build, key: str, drive: Any, disk: Element, source: Source | None) -> None:
     """How QEMU reads and writes. CD-ROM drives take QEMU's own defaults."""
     driver = disk.add("driver", name="qemu", type=source.format if source else "raw")
     if drive.rerror:
         driver.attributes["rerror_policy"] = drive.rerror
     if drive.werror:
         driver.attributes["error_policy"] = "enospace" if drive.werror == "enospc" else drive.werror
-    if is_cdrom(drive):
+    if is_cdrom(drive) or source is None:
         driver.attributes |= {"cache": drive.cache} if drive.cache else {}
         driver.attributes |= {"io": drive.aio} if drive.aio else {}
         return
-    cache = drive.cache or "none"
-    if drive.aio == "native" and cache not in ("none", "directsync"):
-        raise Refused(f"{key}: aio=native needs cache=none or cache=directsync, not cache={cache}")
+    cache = drive.cache or source.cache
     discard = drive.discard or "ignore"
     zeroes = "off" if drive.detect_zeroes is False else ("unmap" if discard == "on" else "on")
-    driver.attributes |= {"cache": cache, "io": drive.aio or "io_uring"}
+    driver.attributes |= {"cache": cache, **_io(build, key, drive, cache, source)}
     driver.attributes |= {"discard": "unmap" if discard == "on" else "ignore", "detect_zeroes": zeroes}
-    if thread and key.startswith("virtio"):
-        driver.attributes["iothread"] = str(thread)
+
+
+def _io(build: Build, key: str, drive: Any, cache: str, source: Source) -> dict[str, str]:
+    """The way of asynchronous input and output: io_uring where the storage bears it."""
+    direct = cache in _DIRECT
+    if drive.aio == "native" and not direct:
+        raise Refused(f"{key}: aio=native needs cache=none or cache=directsync, not cache={cache}")
+    if source.network:
+        if drive.aio:
+            build.warnings.append(f"{key}: aio={drive.aio} has no effect: QEMU talks to the storage's server itself")
+        return {}
+    if source.io_uring == "always" or (source.io_uring == "direct" and direct):
+        usual = "io_uring"
+    else:
+        usual = "native" if direct else "threads"
+    return {"io": drive.aio or usual}
 
 
 def _limits(drive: Drive, disk: Element) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pvetools.guest.qemu import boot, chips, cpu, disks, display, firmware, memory, nics, pci
 from pvetools.guest.qemu.build import Build, Part
 from pvetools.guest.qemu.element import Element
 from pvetools.guest.qemu.place import Place
+from pvetools.guest.qemu.secret import Secret
 from pvetools.guest.qemu.watch import describe, unread, watch
 from pvetools.options.qemu import QemuOptions
 from pvetools.system.errors import Refused
@@ -16,11 +18,12 @@ QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 
 class Domain(NamedTuple):
-    """A finished definition."""
+    """A finished definition, and the secrets that it names."""
 
     xml: str
     paused: bool
     warnings: list[str]
+    secrets: Sequence[Secret] = ()
 
 
 def _emulator(build: Build) -> None:
@@ -76,7 +79,7 @@ def define(options: QemuOptions, place: Place) -> Domain:
         raise Refused(f"VM {place.vmid} is a template and can not be started")
     build = Build(
         watched, place, firmware.is_q35(watched.machine), Element("domain", type="kvm" if watched.kvm else "qemu"),
-        Element("devices"), [], [],
+        Element("devices"), [], [], [],
     )  # fmt: skip
     _run_parts(build)
     paused = bool(watched.freeze)
@@ -84,7 +87,7 @@ def define(options: QemuOptions, place: Place) -> Domain:
     build.domain.append(build.devices)
     if build.arguments:
         _append_arguments(build)
-    return Domain(build.domain.serialise(), paused, build.warnings)
+    return Domain(build.domain.serialise(), paused, build.warnings, build.secrets)
 
 
 def _run_parts(build: Build) -> None:

@@ -84,12 +84,16 @@ def source(key: str, drive: Drive, *, strict: bool = True) -> Source:
         hint = "; add media=cdrom" if content == "iso" else ""
         wanted = " or ".join(expected)
         raise ParamErrors({key: f"volume '{drive.file}' is of content type '{content}', expected {wanted}{hint}"})
-    if not strict:
+    try:
+        driver = volumes.usable(drive.file.partition(":")[0], content)
+        found = volumes.source(drive.file)
+    except PveError:
+        if strict:
+            raise
         path = volumes.path(drive.file)
-        return Source(str(path), _FORMATS.get(path.suffix, "raw"))
-    volumes.usable(drive.file.partition(":")[0], content)
-    found = volumes.source(drive.file)
-    return Source(str(found.path), found.format, found.kind == "block")
+        return Source(str(path), _FORMATS.get(path.suffix, "raw"), path.is_relative_to("/dev"))
+    info = driver.info
+    return Source(str(found.path), found.format, found.kind == "block", found.network, info.cache, info.io_uring)
 
 
 def _host_path(key: str, drive: Drive, *, strict: bool) -> Source:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,9 @@ from pvetools.system.errors import PveError
 
 if TYPE_CHECKING:
     import libvirt
+
+    from pvetools.guest.qemu.domain import Domain
+    from pvetools.guest.qemu.secret import Secret
 
 URI = "qemu:///system"
 _STATES = {1: "running", 2: "io-error", 3: "paused", 4: "shutdown", 5: "shutdown", 6: "internal-error", 7: "suspended"}
@@ -144,12 +147,12 @@ def _find(vmid: int) -> libvirt.virDomain | None:
 # -- life of a domain --------------------------------------------------------------------------------------------------
 
 
-def create(vmid: int, xml: str, *, paused: bool = False, timeout: float | None = None) -> None:
+def create(vmid: int, domain: Domain, *, paused: bool = False, timeout: float | None = None) -> None:
     """Start a transient domain.
 
     Args:
         vmid: the guest.
-        xml: its definition.
+        domain: its definition.
         paused: leave the processors stopped.
         timeout: seconds after which the start is given up; None leaves it to libvirt.
 
@@ -160,11 +163,31 @@ def create(vmid: int, xml: str, *, paused: bool = False, timeout: float | None =
 
     connection = connect()
     flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
-    if timeout is None:
-        with _reported(f"start of VM {vmid} failed"):
-            connection.createXML(xml, flags)
-    else:
-        _create_in_time(vmid, lambda: connection.createXML(xml, flags), timeout)
+    with _known({secret: secret.value() for secret in domain.secrets}):
+        if timeout is None:
+            with _reported(f"start of VM {vmid} failed"):
+                connection.createXML(domain.xml, flags)
+        else:
+            _create_in_time(vmid, lambda: connection.createXML(domain.xml, flags), timeout)
+
+
+@contextlib.contextmanager
+def _known(values: Mapping[Secret, bytes]) -> Iterator[None]:
+    """Let libvirt know secrets for as long as the block lasts; it keeps them in memory only."""
+    with contextlib.ExitStack() as undo:
+        for secret, value in values.items():
+            with _reported(f"libvirt can't take the key of user '{secret.user}'"):
+                made = connect().secretDefineXML(secret.definition())
+                undo.callback(_forget, made)
+                made.setValue(value)
+        yield
+
+
+def _forget(secret: libvirt.virSecret) -> None:
+    import libvirt
+
+    with contextlib.suppress(libvirt.libvirtError):  # libvirt forgets it when it is restarted
+        secret.undefine()
 
 
 def _create_in_time(vmid: int, call: Callable[[], object], timeout: float) -> None:
@@ -191,16 +214,21 @@ def _create_in_time(vmid: int, call: Callable[[], object], timeout: float) -> No
         raise failure
 
 
-def check(vmid: int, xml: str) -> list[str]:
-    """QEMU's command line for a domain definition, as words; nothing is started.
+def check(vmid: int, domain: Domain) -> list[str]:
+    """QEMU's command line for a domain definition, as words; nothing is started, and no secret is read for it.
 
     Raises:
         Hypervisor: libvirt does not accept the definition.
     """
     import shlex
+    import uuid
 
-    connection = connect()
-    with _reported(f"no command line for VM {vmid}"):
+    connection, xml, values = connect(), domain.xml, {}
+    for secret in domain.secrets:  # with names that nobody who starts the guest now uses
+        other = secret._replace(uuid=str(uuid.uuid4()), purpose=f"{secret.purpose} {uuid.uuid4()}")
+        xml = xml.replace(secret.uuid, other.uuid)
+        values[other] = b"secret"
+    with _known(values), _reported(f"no command line for VM {vmid}"):
         return shlex.split(connection.domainXMLToNative("qemu-argv", xml, 0))
 
 

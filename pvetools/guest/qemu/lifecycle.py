@@ -69,7 +69,7 @@ def _run_domain(current: GuestConfig, how: StartOptions) -> None:
     hypervisor.wait_forgotten(vmid)
     _check_stopped(vmid)
     try:
-        hypervisor.create(vmid, domain.xml, paused=domain.paused or how.paused, timeout=how.timeout)
+        hypervisor.create(vmid, domain, paused=domain.paused or how.paused, timeout=how.timeout)
     except KeyboardInterrupt:  # it comes when libvirt has finished
         hypervisor.destroy(vmid)
         raise

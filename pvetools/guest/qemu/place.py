@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pvetools.system import paths
+
+if TYPE_CHECKING:
+    from pvetools.storage.driver import Network
 
 PREFIX = "pvetools-"
 
 
 class Source(NamedTuple):
-    """Where the data of a drive is: a file, or a block device when ``block``."""
+    """Where the data of a drive is, and what its storage advises QEMU to do.
+
+    Args:
+        path: file or device; of a server's volume a name for messages.
+        format: raw, qcow2, ...
+        block: whether it is a block device.
+        network: the server behind it, for QEMU to talk to.
+        cache: cache mode when the drive asks for none.
+        io_uring: when QEMU may use it: ``always``, ``direct`` (without the host's page cache) or ``never``.
+    """
 
     path: str
     format: str
     block: bool = False
+    network: Network | None = None
+    cache: str = "none"
+    io_uring: str = "always"
 
 
 class Place(NamedTuple):

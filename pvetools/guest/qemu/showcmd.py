@@ -30,7 +30,7 @@ def command_line(vmid: int, *, pretty: bool = False, snapshot: str = "") -> str:
     if snapshot and snapshot not in current.snapshots:
         raise NotFound(f"snapshot '{snapshot}' does not exist")
     domain = prepare.domain_of(current, snapshot=snapshot, strict=False)
-    words = list(_normalised(vmid, hypervisor.check(vmid, domain.xml)))
+    words = list(_normalised(vmid, hypervisor.check(vmid, domain)))
     words = _with_cards(words, domain.xml, q35='"pcie-root"' in domain.xml)
     return _pretty(words) if pretty else shlex.join(words)
 
