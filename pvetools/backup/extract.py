@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pvetools.backup import compress, names, tar, vma, vmconf
+from pvetools.backup import names, vma, vmconf
 from pvetools.backup.names import ArchiveInfo
+from pvetools.guest.lxc import tar
 from pvetools.storage.archives import FORMATS
+from pvetools.system import compress
 from pvetools.system.errors import NotFound, PveError, Refused
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pvetools.backup import compress, joblog, journal, names, notes, progress, retention
+from pvetools.backup import joblog, journal, names, notes, progress, retention
 from pvetools.backup.hooks import Hooks
 from pvetools.backup.journal import Journal
 from pvetools.backup.mail import Result
@@ -20,7 +20,7 @@ from pvetools.backup.signals import Shield
 from pvetools.backup.target import Target
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig
-from pvetools.system import files, paths
+from pvetools.system import compress, files, paths
 from pvetools.system.errors import Interrupted, Locked, NotFound, PveError
 
 LABEL = {"qemu": "VM", "lxc": "CT"}

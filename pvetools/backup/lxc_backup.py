@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from pvetools.backup import joblog, tar
+from pvetools.backup import joblog
 from pvetools.backup.guestrun import ModeFailure, Run
 from pvetools.backup.journal import Journal
 from pvetools.config.guest import GuestConfig
-from pvetools.guest.lxc import idmap, lifecycle, mounts, running, runtime
+from pvetools.guest.lxc import idmap, lifecycle, mounts, running, runtime, tar
 from pvetools.guest.lxc.idmap import IdMap
 from pvetools.options.lxc import LxcOptions
 from pvetools.system import files, lock, paths
@@ -201,8 +201,7 @@ class LxcEngine:
     def _pack(self, run: Run, tree: Path, sources: list[str], excludes: tuple[str, ...]) -> None:
         """Write the archive: the configuration first, then the tree."""
         folder = self._config_folder(run)
-        id_map = [tar.IdRange(*entry) for entry in self._ids.entries]
-        argv = tar.create_command(folder, tree, sources=sources, excludes=excludes, id_map=id_map)
+        argv = tar.create_command(folder, tree, sources=sources, excludes=excludes, ids=self._ids)
         with run.output() as fd:
             limit = run.settings.options.bwlimit * 1024
             tar.create(fd, argv, limit=limit, log=joblog.info)

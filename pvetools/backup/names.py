@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pvetools.backup.compress import BY_EXTENSION
 from pvetools.storage.archives import ArchiveInfo, archive_name, companions, parse, stem, temporary_name
+from pvetools.system.compress import BY_EXTENSION
 
 __all__ = ["ArchiveInfo", "archive_name", "companions", "decompressor", "parse", "stem", "temporary_name"]
 

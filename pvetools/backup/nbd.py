@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pvetools.backup.streams import MIB, Wait, poll_one
 from pvetools.system.errors import MissingTool, PveError
+from pvetools.system.streams import MIB, Wait, poll_one
 
 if TYPE_CHECKING:
     from pvetools.system.run import Process
@@ -267,7 +267,7 @@ def _check(server: Process, path: Path, errors: IO[bytes]) -> None:
     code = server.poll()
     if code is None:
         return
-    from pvetools.backup.compress import last_words
+    from pvetools.system.compress import last_words
 
     raise PveError(f"cannot serve '{path}': {last_words(errors) or f'qemu-nbd ended with status {code}'}")
 

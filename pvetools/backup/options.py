@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pvetools.backup import joblog, notes, retention
-from pvetools.backup.tar import STANDARD_EXCLUDES
+from pvetools.guest.lxc.tar import STANDARD_EXCLUDES
 from pvetools.options.backup import Fleecing, Performance, PruneBackups, VzdumpDefaults, VzdumpOptions
 from pvetools.system import files, paths
 from pvetools.system.errors import ParamErrors, PveError, Refused

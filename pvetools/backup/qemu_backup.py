@@ -17,7 +17,6 @@ from pvetools.backup import joblog, nbd, vma, vmconf
 from pvetools.backup.guestrun import Run
 from pvetools.backup.journal import Journal
 from pvetools.backup.progress import Progress
-from pvetools.backup.streams import Source
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig, Section
 from pvetools.guest.qemu import buses, hypervisor, lifecycle
@@ -26,6 +25,7 @@ from pvetools.options.backup import Fleecing
 from pvetools.options.qemu import Agent, QemuOptions
 from pvetools.system import files, paths
 from pvetools.system.errors import NotFound, PveError
+from pvetools.system.streams import Source
 from pvetools.system.units import format_size
 
 _GONE_WITHIN = 1.0  # seconds in which a process ends after its sockets were closed

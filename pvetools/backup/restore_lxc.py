@@ -13,21 +13,21 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from pvetools.backup import compress, extract, signals, tar
+from pvetools.backup import extract, signals
 from pvetools.backup.restore_qemu import STDIN, free_all
-from pvetools.backup.streams import MIB, read_full
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig, Section
 from pvetools.guest.common import edit, rescan
 from pvetools.guest.common.kind import Making, used_volumes
-from pvetools.guest.lxc import hosting, idmap, kind, mounts
+from pvetools.guest.lxc import hosting, idmap, kind, mounts, tar
 from pvetools.guest.lxc.idmap import IdMap
 from pvetools.guest.lxc.kind import LXC
 from pvetools.network import mac
 from pvetools.options.lxc import LxcNic, LxcOptions, MountPoint, Rootfs
 from pvetools.storage import volumes
-from pvetools.system import files, lock, log, paths, run, task
+from pvetools.system import compress, files, lock, log, paths, run, task
 from pvetools.system.errors import Exists, ParamErrors, Refused
+from pvetools.system.streams import MIB, read_full
 from pvetools.system.units import GIB
 
 DEFAULT_STORAGE = "local"
@@ -316,9 +316,8 @@ class _Restore:
         options = hosting.options(vmid, {**self.plan.section, **self.made})
         used = {text.partition(":")[0] for text in kind.volumes_of(self.made).values()}
         limit = volumes.bwlimit("restore", used, request.bwlimit) * 1024
-        id_map = [tar.IdRange(*entry) for entry in self.ids.entries]
         with mounts.mounted(vmid, options, self.ids, writable=True) as root:
-            argv = tar.extract_command(root, id_map=id_map)
+            argv = tar.extract_command(root, self.ids)
             # The two files are about the backup, not part of the container.
             argv += [f"--exclude={tar.CONFIG}", f"--exclude={tar.FIREWALL}"]
             log.emit("extracting archive")

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvetools.backup import compress, joblog, names, retention
+from pvetools.backup import joblog, names, retention
 from pvetools.backup.retention import Backup
-from pvetools.system import files
+from pvetools.system import compress, files
 from pvetools.system.errors import Exists, PveError, Refused
 
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvetools.backup.streams import MIB, FileTarget, Memory, Output, Source, Target, Throttle, read_full, widen_pipe
 from pvetools.backup.vma_format import (
     BLOCK,
     BLOCKS,
@@ -41,6 +40,7 @@ from pvetools.backup.vma_format import (
     round_up,
 )
 from pvetools.system.errors import Exists, NotFound
+from pvetools.system.streams import MIB, FileTarget, Memory, Output, Source, Target, Throttle, read_full, widen_pipe
 
 Progress = Callable[[str, int, int], None]
 """Called with a device's name, its bytes done so far, and how many of these are zero."""

@@ -106,7 +106,7 @@ def from_template(ostemplate: str, *, ignore_errors: bool = False) -> Fill:
         ParamErrors: not a template. NotFound: it is not there. PveError: not a tar archive.
     """
     archive = _archive(ostemplate)
-    unpack.decompressor(archive)
+    unpack.compression(archive)
 
     def fill(root: Path, ids: IdMap) -> None:
         log.emit(f"extracting '{archive.name}'")

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.backup import compress, nbd, vma
-from pvetools.backup.streams import MIB, FileSource, Target, poll_one
+from pvetools.backup import nbd, vma
 from pvetools.backup.vma_format import CLUSTER
+from pvetools.system import compress
 from pvetools.system.errors import MissingTool, PveError
+from pvetools.system.streams import MIB, FileSource, Target, poll_one
 from tests.unit.backup import samples
 from tests.unit.backup.samples import Feed, Sink
 

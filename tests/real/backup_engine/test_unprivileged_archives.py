@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.backup import tar
+from pvetools.guest.lxc import tar
+from pvetools.guest.lxc.idmap import DEFAULT
 from pvetools.system.errors import PveError
 from tests.unit.backup.samples import Feed, Sink
 
-IDS = [tar.IdRange("u", 0, 100000, 65536), tar.IdRange("g", 0, 100000, 65536)]
+IDS = DEFAULT
 
 
 def quiet(line: str) -> None:
@@ -39,7 +40,7 @@ def packed(root: Path, base: Path) -> bytes:
         (inner / name).write_text("")
         os.chown(inner / name, 100000, 100000)
     with Sink() as sink:
-        tar.create(sink.fd, tar.create_command(base / "config", root, id_map=IDS), log=quiet)
+        tar.create(sink.fd, tar.create_command(base / "config", root, ids=IDS), log=quiet)
     return sink.data
 
 
@@ -60,7 +61,7 @@ def test_owners_are_those_inside_and_come_back_as_those_outside(root: Path, tmp_
     back.mkdir()
     os.chown(back, 100000, 100000)
     with Feed(data) as fd:
-        tar.extract(fd, tar.extract_command(back, id_map=IDS), devices=False, log=quiet)
+        tar.extract(fd, tar.extract_command(back, IDS), devices=False, log=quiet)
     assert (back / "etc/a").stat().st_uid == 100000
     assert (back / "etc/b").stat().st_uid == 101000
     again = tmp_path / "privileged"
@@ -80,7 +81,7 @@ def test_a_failing_unpack_leaves_no_tar_running(root: Path, tmp_path: Path) -> N
             file.addfile(info, io.BytesIO(os.urandom(info.size)))
         file.addfile(tarfile.TarInfo("../evil"))
     with Feed(out.getvalue()) as fd, pytest.raises(PveError, match=r"'\.\./evil' points outside"):
-        tar.extract(fd, tar.extract_command(root, id_map=IDS), devices=False, log=quiet)
+        tar.extract(fd, tar.extract_command(root, ids=IDS), devices=False, log=quiet)
     running = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     words = [_cmdline(entry) for entry in running]
     assert not [line for line in words if f"--directory={root}".encode() in line]

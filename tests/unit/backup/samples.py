@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pvetools.backup import vma
-from pvetools.backup.streams import FileSource, Target
 from pvetools.backup.vma_format import BLOCK, CLUSTER, ENTRIES, Device, Header, build_extent_header, build_header, entry
+from pvetools.system.streams import FileSource, Target
 
 UUID = bytes(range(16, 32))
 CTIME = 1700000000

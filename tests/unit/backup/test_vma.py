@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pvetools.backup import vma
-from pvetools.backup.streams import FileSource, FileTarget, Output, Throttle
 from pvetools.backup.vma_format import BLOCK, CLUSTER, MAX_BLOB, Device, Header, VmaError, build_header
 from pvetools.system.errors import Exists, NotFound, PveError
+from pvetools.system.streams import FileSource, FileTarget, Output, Throttle
 from tests.unit.backup import samples
 from tests.unit.backup.samples import CONFIG, CTIME, TINY, TINY_SHA256, UUID, Feed, MemoryTarget, Sink
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from pvetools.guest.lxc import create, unpack
-from pvetools.guest.lxc.idmap import DEFAULT, IdMap
+from pvetools.guest.lxc.idmap import IdMap
 from pvetools.system.errors import NotFound, ParamErrors, PveError
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ8Kq0mJvGkz me@host"
@@ -32,20 +32,21 @@ def archive(tmp_path: Path) -> Path:
 def test_compression_is_told_by_content_not_by_name(archive: Path, tool: str, suffix: str) -> None:
     subprocess.run([tool, "-q", "-k", archive] if tool != "gzip" else [tool, "-k", archive], check=True)
     packed = archive.with_name(archive.name + suffix).rename(archive.with_name("template"))
-    assert unpack.decompressor(packed)[0] == tool
-    done = subprocess.run(unpack.decompressor(packed), stdin=packed.open("rb"), capture_output=True, check=True)
-    assert done.stdout == archive.read_bytes()
+    assert f".{unpack.compression(packed)}" == suffix
+    (root := packed.with_name("root")).mkdir()
+    unpack.unpack(packed, root, IdMap())
+    assert (root / "etc/file").read_bytes() == Path(__file__).read_bytes()
 
 
 def test_a_plain_tar_needs_no_program(archive: Path) -> None:
-    assert unpack.decompressor(archive) == ()
+    assert unpack.compression(archive) == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04zip", bytes(10240), b"#!/bin/sh\n" * 100])
 def test_foreign_files_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.tar.gz").write_bytes(content)
     with pytest.raises(PveError, match=r"'x\.tar\.gz' is not a tar archive"):
-        unpack.decompressor(tmp_path / "x.tar.gz")
+        unpack.compression(tmp_path / "x.tar.gz")
 
 
 def test_a_template_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -53,17 +54,12 @@ def test_a_template_that_is_not_there_is_named(tmp_path: Path) -> None:
         create.from_template(str(tmp_path / "missing.tar"))
 
 
-def test_device_nodes_stay_out_of_unprivileged_containers() -> None:
-    assert "--exclude=./dev/*" in unpack.tar_command(DEFAULT)
-    assert "--exclude=./dev/*" not in unpack.tar_command(IdMap())
-
-
 def test_a_damaged_archive_is_told_from_a_full_disk(archive: Path, tmp_path: Path) -> None:
     packed = tmp_path / "t.tar.gz"
     packed.write_bytes(gzip.compress(archive.read_bytes())[:-200])
     root = tmp_path / "root"
     root.mkdir()
-    with pytest.raises(PveError, match=r"unpacking 't\.tar\.gz' failed: the archive is damaged or truncated"):
+    with pytest.raises(PveError, match=r"unpacking 't\.tar\.gz' failed: cannot decompress .*: zcat: unexpected end of file"):
         unpack.unpack(packed, root, IdMap())
 
 

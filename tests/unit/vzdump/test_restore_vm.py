@@ -10,11 +10,11 @@ import pytest
 
 from pvetools.backup import restore_qemu, vma
 from pvetools.backup.restore_qemu import Request
-from pvetools.backup.streams import FileSource
 from pvetools.config import guest as config
 from pvetools.storage import volumes
 from pvetools.system import paths
 from pvetools.system.errors import Exists, Locked, NotFound, ParamErrors, PveError, Refused
+from pvetools.system.streams import FileSource
 from tests.unit.vzdump.conftest import Node, Outcome
 
 Vzdump = Callable[..., Outcome]

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvetools.backup import tar
-from pvetools.backup.tar_members import Member, Rules, Scanner, TarError
+from pvetools.guest.lxc import tar
+from pvetools.guest.lxc.idmap import Entry, IdMap
+from pvetools.guest.lxc.tar_members import Member, Rules, Scanner, TarError
 from pvetools.system.errors import NotFound, PveError
 from tests.unit.backup.samples import Feed, Sink
 
@@ -367,7 +368,7 @@ def test_tars_failure_is_told_with_its_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [0, 1 << 30])
 def test_a_failing_compressor_is_the_reason_not_the_tar_that_could_not_write(limit: int, tmp_path: Path) -> None:
-    from pvetools.backup import compress
+    from pvetools.system import compress
 
     root = tmp_path / "tree"
     root.mkdir()
@@ -441,9 +442,10 @@ def test_an_archive_without_configuration_is_no_backup() -> None:
 
 
 def test_id_maps_wrap_the_command() -> None:
-    id_map = [tar.IdRange("u", 0, 100000, 65536), tar.IdRange("g", 0, 200000, 65536)]
-    assert tar.in_user_namespace(["tar"], id_map) == [
+    ids = IdMap((Entry("u", 0, 100000, 65536), Entry("g", 0, 200000, 65536)))
+    wrapped = tar.extract_command(Path("/x"), ids)
+    assert wrapped[:11] == [
         "lxc-usernsexec", "-m", "u:0:100000:65536", "-m", "g:0:200000:65536", "--",
         "setpriv", "--pdeathsig", "KILL", "--", "tar",
     ]  # fmt: skip
-    assert tar.in_user_namespace(["tar"], []) == ["tar"]
+    assert wrapped[10:] == tar.extract_command(Path("/x"))

@@ -7,13 +7,13 @@ import os
 import re
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvetools.backup.streams import MIB, Throttle, pipe, read_full, reader_gone, widen_pipe, write_all
-from pvetools.backup.tar_members import RECORD, Member, Rules, Scanner
+from pvetools.guest.lxc.idmap import IdMap
+from pvetools.guest.lxc.tar_members import RECORD, Member, Rules, Scanner
 from pvetools.system.errors import NotFound, PveError
+from pvetools.system.streams import MIB, Throttle, pipe, read_full, reader_gone, widen_pipe, write_all
 
 if TYPE_CHECKING:
     from pvetools.system.run import Process
@@ -28,32 +28,9 @@ STANDARD_EXCLUDES = ("/tmp/?*", "/var/tmp/?*", "/var/run/?*.pid")  # noqa: S108 
 CONFIG = "./etc/vzdump/pct.conf"
 FIREWALL = "./etc/vzdump/pct.fw"
 
+PRIVILEGED = IdMap()
+
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class IdRange:
-    """One line of an id map: ``kind`` is ``u``, ``g`` or ``b`` (both)."""
-
-    kind: str
-    inside: int
-    outside: int
-    count: int
-
-
-def in_user_namespace(argv: Sequence[str], id_map: Sequence[IdRange]) -> list[str]:
-    """The command as root of a container with that id map; unchanged without one (privileged container).
-
-    It is killed when the program that makes the namespace is, which itself would leave it running.
-    """
-    if not id_map:
-        return list(argv)
-    from pvetools.system.run import TIED
-
-    words = ["lxc-usernsexec"]
-    for line in id_map:
-        words += ["-m", f"{line.kind}:{line.inside}:{line.outside}:{line.count}"]
-    return [*words, "--", *TIED, "--", *argv]
 
 
 def exclude_options(patterns: Sequence[str], *, unprivileged: bool) -> list[str]:
@@ -80,7 +57,7 @@ def create_command(
     *,
     sources: Sequence[str] = ("./",),
     excludes: Sequence[str] = (),
-    id_map: Sequence[IdRange] = (),
+    ids: IdMap = PRIVILEGED,
     with_firewall: bool = True,
 ) -> list[str]:
     """Command that writes a container's archive to its standard output.
@@ -90,23 +67,24 @@ def create_command(
         root: the container's root folder, its mount points mounted.
         sources: what to pack, relative to the root: ``./`` and ``./PATH`` of each included mount point.
         excludes: patterns, see ``exclude_options``.
-        id_map: of an unprivileged container.
+        ids: the container's id map.
         with_firewall: whether there is a ``pct.fw``.
     """
     # The configuration comes before the excludes, or a pattern could match it, and before the data, or restore and
     # listings would have to read the whole archive to find it.
     argv = ["tar", "cpf", "-", *FLAGS, f"--directory={config_folder}", CONFIG, *([FIREWALL] if with_firewall else [])]
-    argv += [f"--directory={root}", *exclude_options(excludes, unprivileged=bool(id_map)), *sources]
-    return in_user_namespace(argv, id_map)
+    argv += [f"--directory={root}", *exclude_options(excludes, unprivileged=bool(ids.entries)), *sources]
+    return [*ids.command(), *argv]
 
 
-def extract_command(root: Path, *, id_map: Sequence[IdRange] = ()) -> list[str]:
+def extract_command(root: Path, ids: IdMap = PRIVILEGED) -> list[str]:
     """Command that unpacks an uncompressed archive from its standard input; device nodes below ``dev`` stay out.
 
     Directories that are there already, the roots of the mounted volumes, get owner and mode of the archive.
     """
-    argv = ["tar", "xpf", "-", *FLAGS, f"--directory={root}", "--anchored", "--exclude=./dev/*"]
-    return in_user_namespace(argv, id_map)
+    argv = ["tar", "xpf", "-", *FLAGS, "--same-owner", "--delay-directory-restore", "--warning=no-timestamp",
+            f"--directory={root}", "--anchored", "--exclude=./dev/*", "--exclude=dev/*"]  # fmt: skip
+    return [*ids.command(), *argv]
 
 
 @contextlib.contextmanager

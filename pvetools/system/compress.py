@@ -115,8 +115,8 @@ def compressing(out: int, argv: Sequence[str]) -> Iterator[int]:
         return
     import tempfile
 
-    from pvetools.backup.streams import pipe
     from pvetools.system.run import popen
+    from pvetools.system.streams import pipe
 
     with tempfile.TemporaryFile() as errors, pipe() as (outlet, inlet):
         process = popen(argv, stdin=outlet.fileno(), stdout=out, stderr=errors)
@@ -200,8 +200,8 @@ def reading(path: Path, compression: str, *, to_end: bool = True) -> Iterator[in
 def _decompressing(fd: int, name: str, argv: Sequence[str], to_end: bool) -> Iterator[int]:
     import tempfile
 
-    from pvetools.backup.streams import pipe
     from pvetools.system.run import popen
+    from pvetools.system.streams import pipe
 
     with tempfile.TemporaryFile() as errors, pipe() as (outlet, inlet):
         process = popen(argv, stdin=fd, stdout=inlet.fileno(), stderr=errors)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.backup import compress, vma
-from pvetools.backup.streams import write_all
-from pvetools.system import run
+from pvetools.backup import vma
+from pvetools.system import compress, run
 from pvetools.system.errors import MissingTool, PveError
+from pvetools.system.streams import write_all
 from tests.unit.backup import samples
 
 DATA = os.urandom(300_000) + bytes(300_000)
