@@ -69,7 +69,8 @@ class Source(NamedTuple):
         format: raw, qcow2, vmdk, subvol.
         url: what QEMU's tools open in place of a path; never with a secret in it.
         network: the server behind a network volume.
-        options: what QEMU's tools need besides to open ``image``, such as ``--object`` with the file of a password.
+        options: words that QEMU's tools need besides to open ``image``, each complete in itself, such as
+            ``--object=secret,...`` with the file of a password.
     """
 
     kind: str

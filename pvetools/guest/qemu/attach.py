@@ -100,7 +100,7 @@ def import_image(
     size = max(size, whole_blocks(found.size))
     volid = _allocate(vmid, storage, size, form, undo)
     target = volumes.source(volid)
-    image.convert(found, target.path, target.format)
+    image.convert(found, target)
     return volid, size
 
 
@@ -110,11 +110,11 @@ def _import_source(source: str) -> Image:
         return image.foreign(Path(source))
     content = volumes.parse(source).content
     found = volumes.source(source)
-    if content == "import":
+    if content == "import" and not found.url:
         return image.foreign(found.path)
-    if content != "images":
+    if content not in ("import", "images"):
         raise Refused(f"import-from: '{source}' is of content type '{content}', expected images or import")
-    return Image(found.path, found.format, volumes.info(source).size)
+    return Image(found.image, found.format, volumes.info(source).size, found.options)
 
 
 def _existing(key: str, drive: Any) -> str:

@@ -49,16 +49,22 @@ def resize(vmid: int, wanted: Resize) -> None:
                 f"{wanted.disk}: shrinking disks is not supported ({format_size(before)} to {format_size(after)})"
             )
         if after > before:
-            _grow(vmid, wanted.disk, volid, after)
+            after = _grow(vmid, wanted.disk, volid, after)
         current.current[wanted.disk] = with_size(current.current[wanted.disk], after)
         config.save(current)
 
 
-def _grow(vmid: int, disk: str, volid: str, size: int) -> None:
-    if hypervisor.running_pid(vmid):
-        hypervisor.block_resize(vmid, buses.target(disk), size)
-    else:
+def _grow(vmid: int, disk: str, volid: str, size: int) -> int:
+    """Grow a volume, by QEMU where the storage cannot do that while it is used; gives its size afterwards."""
+    running = hypervisor.running_pid(vmid)
+    if not running or volumes.can(volid, "online_resize"):
         volumes.resize(volid, size)
+        size = volumes.info(volid).size  # some storages round up
+    elif not volumes.can(volid, "resize"):
+        raise Refused(f"{disk}: volume '{volid}' can't be resized on its storage")
+    if running:
+        hypervisor.block_resize(vmid, buses.target(disk), size)
+    return size
 
 
 def _new_size(before: int, text: str) -> int:

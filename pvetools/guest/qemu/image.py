@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pvetools.storage import images
+from pvetools.storage.driver import Source
 from pvetools.system import log, run
 from pvetools.system.errors import NotFound, PveError, RunError
 from pvetools.system.units import human_size
@@ -18,11 +19,15 @@ _STEP = 10.0  # percent between two lines of progress
 
 
 class Image(NamedTuple):
-    """An image that exists: where, in which format, and how many bytes its disk has."""
+    """An image that exists: how QEMU's tools open it, in which format it is, and how many bytes its disk has.
 
-    path: Path
+    ``options`` are words that the tools need besides.
+    """
+
+    image: str
     format: str
     size: int
+    options: tuple[str, ...] = ()
 
 
 def foreign(path: Path) -> Image:
@@ -33,7 +38,7 @@ def foreign(path: Path) -> Image:
     """
     try:
         form = _SUFFIXES.get(path.suffix) or _by_magic(path)
-        return Image(path, form, images.check_foreign(path, form).size)
+        return Image(str(path), form, images.check_foreign(path, form).size)
     except OSError as error:
         raise NotFound(f"can't read '{path}': {error.strerror}") from None
 
@@ -43,13 +48,15 @@ def _by_magic(path: Path) -> str:
         return _MAGIC.get(file.read(4), "raw")
 
 
-def convert(source: Image, target: Path, form: str) -> None:
-    """Copy an image into an existing one of at least its size; tells how far it is.
+def convert(source: Image, target: Source) -> None:
+    """Copy an image into an existing volume of at least its size; tells how far it is.
 
     Raises:
         RunError: with the words of qemu-img.
     """
-    words = ["qemu-img", "convert", "-p", "-n", "-f", source.format, "-O", form, str(source.path), str(target)]
+    options = dict.fromkeys((*source.options, *target.options))
+    words = ["qemu-img", "convert", "-p", "-n", *options, "-f", source.format, "-O", target.format]
+    words += [source.image, target.image]
     process = run.popen(words, stdout=run.PIPE, stderr=run.PIPE, tied=True)
     try:
         _show_progress(process, source.size)

@@ -17,6 +17,7 @@ from pvetools.guest.qemu.element import Element
 from pvetools.network import bridges, firewall, taps
 from pvetools.render import guests
 from pvetools.render.output import OutputOptions
+from pvetools.storage.driver import Source
 from pvetools.system.errors import NotFound, ParamErrors, Refused, RunError
 
 
@@ -168,7 +169,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     small = tmp_path / "small.raw"
     small.write_bytes(bytes(8192))
     with pytest.raises(RunError, match="qemu-img"):
-        image.convert(image.foreign(small), tmp_path / "no/such/target.raw", "raw")
+        image.convert(image.foreign(small), Source("file", tmp_path / "no/such/target.raw", "raw"))
 
 
 def test_the_table_of_machines() -> None:
