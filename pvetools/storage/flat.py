@@ -116,6 +116,10 @@ class FlatStorage(ABC):
                 return record
         raise NotFound(f"volume '{self.id}:{name}' does not exist")
 
+    def taken(self) -> Iterable[str]:
+        """All names in the same place, also those that are no volumes of this storage."""
+        return [record.name for record in self.records()]
+
     # Listings.
 
     def volumes(self, contents: Collection[str], vmid: int | None) -> Iterator[Volume]:
@@ -127,9 +131,9 @@ class FlatStorage(ABC):
 
     def _volume(self, record: Record, kinds: dict[int, str]) -> Volume:
         owner = self.parse(record.name).vmid
-        folder = record.format == "subvol" or (owner is not None and kinds.get(owner) == "lxc")
+        content = "rootdir" if owner is not None and kinds.get(owner) == "lxc" else "images"
         return Volume(
-            f"{self.id}:{self._full_name(record)}", "rootdir" if folder else "images", record.format, record.size,
+            f"{self.id}:{self._full_name(record)}", content, record.format, record.size,
             record.used, owner, record.ctime, record.parent,
         )  # fmt: skip
 
@@ -151,7 +155,7 @@ class FlatStorage(ABC):
             raise PveError(f"storage '{self.id}' can't make images of format '{wish.format}', only: {allowed}")
         if wish.size <= 0 and not (wish.format == "subvol" and wish.size == 0):
             raise PveError("the size of a volume must be larger than 0")
-        taken = [record.name for record in self.records()]
+        taken = [*self.taken()]
         if not wish.name:
             return next_name(taken, wish.vmid, wish.format)
         parsed = self.parse(wish.name)

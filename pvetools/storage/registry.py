@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from pvetools.storage.driver import Driver
 
 SERVED = {
+    "btrfs": "pvetools.storage.backends.btrfs:Btrfs",
     "dir": "pvetools.storage.backends.dir:Directory",
+    "iscsi": "pvetools.storage.backends.iscsi:Iscsi",
+    "iscsidirect": "pvetools.storage.backends.iscsidirect:IscsiDirect",
+    "nvmeof": "pvetools.storage.backends.nvmeof:NvmeOf",
+    "zfspool": "pvetools.storage.backends.zfspool:ZfsPool",
 }
 
 

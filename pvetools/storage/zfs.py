@@ -23,6 +23,7 @@ FILE_SYSTEM, VOLUME = "filesystem", "volume"
 # so that containers find POSIX ACLs, and extended attributes cost no extra files
 _FOLDER_OPTIONS = ("-o", "acltype=posixacl", "-o", "xattr=sa")
 _COLUMNS = ("name", "type", "used", "creation", "origin", "volsize", "refquota", "mountpoint", "mounted")
+_LIST = ("zfs", "list", "-Hp", "-t", f"{FILE_SYSTEM},{VOLUME}", "-o", ",".join(_COLUMNS))
 _DATASET = re.compile(r"[a-zA-Z][\w.:-]*(?:/[\w.:-]+)*", re.ASCII)
 _FULL_TEXT = ("out of space", "size is greater than available space", "quota exceeded")
 _BUSY_TEXT = ("dataset is busy", "pool or dataset is busy", "target is busy")
@@ -175,8 +176,17 @@ class Pool:
 
     def rows(self) -> list[Row]:
         """All children that are file systems or volumes."""
-        argv = ["zfs", "list", "-Hp", "-d", "1", "-t", f"{FILE_SYSTEM},{VOLUME}", "-o", ",".join(_COLUMNS)]
-        return parse_rows(self.call([*argv, "--", self.dataset]), self.dataset)
+        return parse_rows(self.call([*_LIST, "-d", "1", "--", self.dataset]), self.dataset)
+
+    def row(self, name: str) -> Row | None:
+        """One child; None when it is not there."""
+        try:
+            text = self.call([*_LIST, "--", self.of(name)])
+        except RunError as error:
+            if is_missing(error):
+                return None
+            raise
+        return next(iter(parse_rows(text, self.dataset)), None)
 
     def children(self, name: str) -> list[str]:
         """Full names of the datasets below a child."""

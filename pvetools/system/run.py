@@ -23,7 +23,11 @@ PACKAGES: dict[str, str] = {
     "qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils", "qemu-io": "qemu-utils", "lxc-usernsexec": "lxc",
     "lxc-attach": "lxc", "lxc-console": "lxc", "lxc-start": "lxc", "mkfs.ext4": "e2fsprogs", "resize2fs": "e2fsprogs",
     "e2fsck": "e2fsprogs", "ip": "iproute2", "mount": "mount", "umount": "mount", "losetup": "mount",
+    "btrfs": "btrfs-progs", "iscsiadm": "open-iscsi", "iscsi-ls": "libiscsi-bin",
+    "iscsi-readcapacity16": "libiscsi-bin", "multipath": "multipath-tools", "multipathd": "multipath-tools", "nvme": "nvme-cli", "udevadm": "udev",
+    "modprobe": "kmod", "showmount": "nfs-common",
     "ionice": "util-linux", "nsenter": "util-linux", "unshare": "util-linux", "virsh": "libvirt-clients",
+    "zfs": "zfsutils-linux", "zpool": "zfsutils-linux", "ssh": "openssh-client",
     "sendmail": "postfix", "xz": "xz-utils", "fstrim": "util-linux", "sync": "coreutils",
 }  # fmt: skip
 KEPT_ENV = (
@@ -95,27 +99,41 @@ def run(
     """
     words = [os.fspath(word) for word in argv]
     data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
-    try:
-        done = subprocess.run(
-            [require(words[0]), *words[1:]],
-            input=data,
-            stdin=subprocess.DEVNULL if data is None else None,
-            capture_output=True,
-            timeout=timeout,
-            env=environment(env),
-            cwd=cwd,
-            pass_fds=pass_fds,
-            process_group=0,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise PveError(f"command '{words[0]}' did not end within {timeout:g} seconds") from None
-    result = Completed(
-        done.stdout.decode("utf-8", "surrogateescape"), done.stderr.decode("utf-8", "replace"), done.returncode
+    process = subprocess.Popen(
+        [require(words[0]), *words[1:]],
+        stdin=subprocess.DEVNULL if data is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(env),
+        cwd=cwd,
+        pass_fds=pass_fds,
+        process_group=0,
     )
+    try:
+        stdout, stderr = process.communicate(data, timeout)
+    except subprocess.TimeoutExpired:
+        _give_up(process)
+        raise PveError(f"command '{words[0]}' did not end within {timeout:g} seconds") from None
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    result = Completed(stdout.decode("utf-8", "surrogateescape"), stderr.decode("utf-8", "replace"), process.returncode)
     if check and result.code:
         raise RunError(words, result.code, result.stderr or result.stdout)
     return result
+
+
+def _give_up(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program with its helpers; one that hangs in the kernel, where no signal reaches it, is left alone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(2)
 
 
 def popen(

@@ -31,11 +31,13 @@ class Bed:
 
     `section` is its part of storage.cfg. `foreign` makes a volume with a name that is not ours in the same
     place and gives (the name, a check that its content is untouched).  `thin`: space is taken when it is written.
+    `independent_clones`: linked clones do not need their base once they are made.
     """
 
     section: str
     foreign: Callable[[], tuple[str, Callable[[], bool]]]
     thin: bool = False
+    independent_clones: bool = False
     content: str = "images,rootdir"
 
 
@@ -103,7 +105,7 @@ def zfspool() -> Iterator[Bed]:
 def directory() -> Iterator[Bed]:
     """A file system on disk 3."""
     with _file_system("/mnt/dir") as place:
-        yield Bed(f"dir: {STORAGE}\n\tpath {place}\n\tis_mountpoint 1\n", _foreign_file(place), thin=True)
+        yield Bed(f"dir: {STORAGE}\n\tpath {place}\n\tis_mountpoint 1\n", foreign_file(place), thin=True)
 
 
 @contextlib.contextmanager
@@ -116,7 +118,7 @@ def _file_system(place: str) -> Iterator[str]:
         sh(f"umount {place}")
 
 
-def _foreign_file(place: str) -> Callable[[], tuple[str, Callable[[], bool]]]:
+def foreign_file(place: str) -> Callable[[], tuple[str, Callable[[], bool]]]:
     def foreign() -> tuple[str, Callable[[], bool]]:
         path = Path(place, "images/100/notes.txt")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +129,12 @@ def _foreign_file(place: str) -> Callable[[], tuple[str, Callable[[], bool]]]:
 
 
 # A bed comes into the next two tables together with its backend's row in the registry.
-BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {"dir": directory}
+BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
+    "dir": directory,
+    "zfspool": zfspool,
+}
 # What the contract is tried with: a bed and an image format.
-CASES = [("dir", "raw"), ("dir", "qcow2"), ("dir", "subvol"), ("dir", "vmdk")]
+CASES = [
+    ("dir", "raw"), ("dir", "qcow2"), ("dir", "subvol"), ("dir", "vmdk"),
+    ("zfspool", "raw"), ("zfspool", "subvol"),
+]  # fmt: skip

@@ -1,0 +1,159 @@
+"""Backend ``zfspool``: volumes and file systems in a ZFS pool of this host."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from pvetools.storage import blockdev, mounts, zfs
+from pvetools.storage.driver import Capabilities, Source
+from pvetools.storage.zfs import Caller, Row
+from pvetools.storage.zfsvolumes import ZfsStorage, is_folder
+from pvetools.system import lock, log
+from pvetools.system.errors import PveError, RunError
+
+DEVICES = Path("/dev/zvol")
+_BOTH = frozenset({"raw", "subvol"})
+_NAME_REQUEST, _NAME_SIZE = 0x8100127D, 256  # asks a device of ZFS for the name of its volume
+_PATIENCE = 30.0  # udev makes the links to devices in its own time
+
+
+class ZfsPool(ZfsStorage):
+    """One storage of type ``zfspool``."""
+
+    info = Capabilities(
+        files=False,
+        alloc=_BOTH,
+        resize=_BOTH,
+        online_resize=_BOTH,
+        snapshot=_BOTH,
+        rollback_to_newest=True,
+        base=_BOTH,
+        limits_folders=True,
+    )
+
+    def caller(self) -> Caller:
+        return zfs.here
+
+    def activate(self) -> None:
+        pool = zfs.check_dataset(self.pool.dataset).partition("/")[0]
+        if self.pool.exists():
+            return
+        with lock.storage_lock(self.id):
+            try:
+                zfs.import_pool(pool)
+            except RunError as error:
+                raise PveError(f"unable to activate storage '{self.id}' - {error}") from error
+        self.check_pool()
+
+    # Places.
+
+    @cached_property
+    def _mountpoint(self) -> Path:
+        """Where file systems are mounted; a pool that is not imported yet does not say so."""
+        given = self.definition.options.mountpoint
+        if not given:
+            with contextlib.suppress(RunError):
+                given = self.pool.property("mountpoint")
+        return Path(given if given and given.startswith("/") else f"/{self.pool.dataset}")
+
+    def device(self, own: str, snapshot: str = "") -> Path:
+        if not is_folder(own):
+            return DEVICES / self.pool.of(own, snapshot)
+        place = self._mountpoint / own
+        return place / ".zfs/snapshot" / snapshot if snapshot else place
+
+    def source(self, name: str) -> Source:
+        row = self.row(name)
+        place = self.device(row.name)
+        if row.type == zfs.FILE_SYSTEM:
+            self._mount(name, row, place)
+            return Source("folder", place, "subvol")
+        self._wait_for(row.name, place)
+        return Source("block", place, "raw")
+
+    def _mount(self, name: str, row: Row, place: Path) -> None:
+        if row.mountpoint != str(place):
+            where = f"is mounted at '{row.mountpoint}'" if row.mountpoint else "has no mount point"
+            raise PveError(
+                f"volume '{self.id}:{name}' {where}, not at '{place}'; set the property or the option 'mountpoint'"
+            )
+        if not row.mounted:
+            try:
+                self.pool.mount(row.name)
+            except RunError as error:
+                if "already mounted" not in error.stderr:  # somebody else did it just now
+                    raise
+
+    def _wait_for(self, own: str, device: Path) -> None:
+        """Wait until the link leads to this volume: one to the volume that had its name before may still be there."""
+        deadline, pause = time.monotonic() + _PATIENCE, 0.01
+        while volume_of(device) != self.pool.of(own):
+            if time.monotonic() > deadline:
+                raise PveError(f"device '{device}' of volume '{self.id}:{own}' did not appear in {_PATIENCE:g} seconds")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+
+    def gone(self, own: str) -> None:
+        device, deadline = self.device(own), time.monotonic() + _PATIENCE
+        while not is_folder(own) and os.path.lexists(device):
+            if time.monotonic() > deadline:
+                log.warn(f"device '{device}' of a volume that was removed is still there")
+                return
+            time.sleep(0.02)
+
+    # Users.
+
+    def user_of(self, row: Row) -> str:
+        if row.type == zfs.VOLUME:
+            return blockdev.user_of(self.device(row.name))
+        dataset, place = self.pool.of(row.name), str(self.device(row.name))
+        for mount in _mounts_everywhere():
+            inside = mount.point.startswith(f"{place}/")
+            if inside or (mount.source == dataset and mount.kind == "zfs" and mount.point != place):
+                return f"the mount '{mount.point}'"
+        return ""
+
+    @contextlib.contextmanager
+    def _away(self, own: str) -> Iterator[None]:
+        """A file system that is rolled back is unmounted for that moment: the kernel remembers what it held."""
+        if not is_folder(own) or not self.row(own).mounted:
+            yield
+            return
+        self.pool.unmount(own)
+        try:
+            yield
+        finally:
+            self.pool.mount(own)
+
+
+def volume_of(device: Path) -> str:
+    """Name of the ZFS volume behind a device; empty when there is none."""
+    answer = bytearray(_NAME_SIZE)
+    try:
+        fd = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        fcntl.ioctl(fd, _NAME_REQUEST, answer)
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+    return answer.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _mounts_everywhere() -> Iterator[mounts.Mount]:
+    """The mounts of all mount namespaces: those of containers are not seen from here."""
+    seen: set[str] = set()
+    for process in Path("/proc").glob("[1-9]*"):
+        with contextlib.suppress(OSError):  # it ends meanwhile
+            space = (process / "ns/mnt").readlink().name
+            if space not in seen:
+                yield from mounts.parse((process / "mountinfo").read_text("utf-8", "surrogateescape"))
+                seen.add(space)
