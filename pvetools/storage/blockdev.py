@@ -81,11 +81,14 @@ def user_of(path: Path) -> str:
         return ""
     deadline, pause = time.monotonic() + PATIENCE, 0.02
     while True:
-        numbers = _numbers(path)
+        try:
+            numbers = _numbers(path)
+        except FileNotFoundError:
+            return ""  # it went away meanwhile
         for look in (_mounted, _held, _swap, _served, _opened):
             if user := look(path, numbers):
                 return user
-        if not _busy(path):
+        if not is_busy(path):
             return ""
         if time.monotonic() > deadline:
             return "the kernel or another name space (it is open, or mounted in a container)"
@@ -107,14 +110,26 @@ def _numbers(path: Path) -> frozenset[str]:
 
 
 def _mounted(path: Path, numbers: frozenset[str]) -> str:
-    real = os.path.realpath(path)
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
-        words = line.split(" ")
-        source = words[words.index("-") + 2]
-        # file systems on more than one device show a number of their own
-        if words[2] in numbers or (source.startswith("/dev/") and os.path.realpath(source) == real):
-            point = _ESCAPED.sub(lambda match: chr(int(match[1], 8)), words[4])
-            return f"the mount '{point}'"
+    """A mount of this process or, such as those of containers, of another one."""
+    real, seen = os.path.realpath(path), set()
+    for pid in ("self", *(folder.name for folder in Path("/proc").glob("[1-9]*"))):
+        with contextlib.suppress(OSError):
+            space = os.readlink(f"/proc/{pid}/ns/mnt")  # noqa: PTH115 - there are thousands
+            if space not in seen:
+                seen.add(space)
+                for line in Path(f"/proc/{pid}/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
+                    if point := _mount_of(line, real, numbers):
+                        return f"the mount '{point}'" + ("" if pid == "self" else f" of process {pid}")
+    return ""
+
+
+def _mount_of(line: str, real: str, numbers: frozenset[str]) -> str:
+    """Where a line of mountinfo mounts the device; empty for other devices."""
+    words = line.split(" ")
+    source = words[words.index("-") + 2]
+    # file systems on more than one device show a number of their own
+    if words[2] in numbers or (source.startswith("/dev/") and os.path.realpath(source) == real):
+        return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), words[4])
     return ""
 
 
@@ -175,7 +190,7 @@ def _open_devices() -> Iterator[tuple[str, str]]:
                             yield folder.parts[2], _number(found)
 
 
-def _busy(path: Path) -> bool:
+def is_busy(path: Path) -> bool:
     """Whether the kernel itself says that it is in use, whoever that is and in whichever name space."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -196,6 +211,22 @@ def open_count(path: Path) -> int:
         fcntl.ioctl(control, _DM_STATUS, request)
         return int(struct.unpack_from("=i", request, 24)[0])
     return 0
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Have a device for oneself as far as the kernel knows; False: somebody else has it or uses it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise PveError(f"can't open block device '{path}': {error.strerror}") from None
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.close(fd)
 
 
 # Zeros.

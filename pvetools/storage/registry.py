@@ -16,6 +16,8 @@ SERVED = {
     "dir": "pvetools.storage.backends.dir:Directory",
     "iscsi": "pvetools.storage.backends.iscsi:Iscsi",
     "iscsidirect": "pvetools.storage.backends.iscsidirect:IscsiDirect",
+    "lvm": "pvetools.storage.backends.lvm:VolumeGroup",
+    "lvmthin": "pvetools.storage.backends.lvmthin:ThinPool",
     "nvmeof": "pvetools.storage.backends.nvmeof:NvmeOf",
     "zfspool": "pvetools.storage.backends.zfspool:ZfsPool",
 }

@@ -131,10 +131,13 @@ def foreign_file(place: str) -> Callable[[], tuple[str, Callable[[], bool]]]:
 # A bed comes into the next two tables together with its backend's row in the registry.
 BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
     "dir": directory,
+    "lvm": lvm,
+    "lvmthin": lvmthin,
     "zfspool": zfspool,
 }
 # What the contract is tried with: a bed and an image format.
 CASES = [
     ("dir", "raw"), ("dir", "qcow2"), ("dir", "subvol"), ("dir", "vmdk"),
+    ("lvm", "raw"), ("lvmthin", "raw"),
     ("zfspool", "raw"), ("zfspool", "subvol"),
 ]  # fmt: skip

@@ -1,0 +1,226 @@
+"""Backend ``lvmthin``: a thin pool in a volume group.
+
+The snapshot NAME of ``vm-100-disk-0`` is the thin volume ``snap_vm-100-disk-0_NAME``; linked clones are snapshots of
+their base. Whatever makes a volume from another one takes no time and no space.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pvetools.storage import blockdev, names
+from pvetools.storage.driver import Capabilities, Snapshot, Source, Space, Wish
+from pvetools.storage.flat import Record, next_name
+from pvetools.storage.volumegroups import GroupStorage, Logical, kib, logicals
+from pvetools.system import lock, log, run
+from pvetools.system.errors import PveError, Refused, RunError
+
+_NAME = re.compile(r"(?:vm|base)-[1-9]\d{0,9}-[a-zA-Z0-9][a-zA-Z0-9_.+-]{0,99}", re.ASCII)
+_RAW = frozenset({"raw"})
+_ROLLBACK = "pvetools-rollback"  # tag of what will take a volume's place
+_COMING = "rollback-"
+_POOL_TEXT = ("reached threshold", "out of data space", "no free space", "insufficient free space")
+
+
+class ThinPool(GroupStorage):
+    """One storage of type ``lvmthin``."""
+
+    info = Capabilities(files=False, alloc=_RAW, resize=_RAW, online_resize=_RAW, snapshot=_RAW, base=_RAW)
+    parent_in_name = False
+
+    # Finding.
+
+    @property
+    def pool_name(self) -> str:
+        return str(self.definition.options.thinpool)
+
+    def mine(self, found: Logical) -> bool:
+        return found.kind == "V" and found.pool == self.pool_name and bool(_NAME.fullmatch(found.name))
+
+    def record(self, found: Logical) -> Record:
+        parent = found.origin if found.origin.startswith("base-") else ""
+        return Record(found.name, found.size, used=int(found.size * found.data / 100), ctime=found.ctime, parent=parent)
+
+    def device(self, own: str, snapshot: str = "") -> Path:
+        return Path("/dev", self.vg, _snapshot_name(own, snapshot) if snapshot else own)
+
+    def taken(self) -> Iterable[str]:
+        """Names of volumes; also those whose snapshots are there without them, which a new volume must not inherit."""
+        for found in logicals(self.vg):
+            yield found.name
+            if found.name.startswith("snap_"):
+                words = found.name.split("_")[1:]
+                yield from ("_".join(words[:count]) for count in range(1, len(words)))
+
+    def pool(self) -> Logical:
+        """The thin pool, active. PveError: it is not there."""
+        for found in logicals(self.vg):
+            if found.name == self.pool_name and found.kind == "t":
+                return found
+        raise PveError(f"storage '{self.id}': volume group '{self.vg}' has no thin pool '{self.pool_name}'")
+
+    def activate(self) -> None:
+        super().activate()
+        if not self.pool().active:
+            self.lvm("lvchange", "-aly", self.pool_name)
+        if self.remnants:
+            self._clean()
+
+    def is_remnant(self, found: Logical) -> bool:
+        return found.pool == self.pool_name and found.name.startswith(_COMING) and _ROLLBACK in found.tags
+
+    def _clean(self) -> None:
+        """Bring rollbacks to their end that were interrupted; a volume that is there stays as it is."""
+        with lock.storage_lock(self.id):
+            found = {row.name: row for row in logicals(self.vg)}
+            for row in filter(self.is_remnant, found.values()):
+                own = row.name.removeprefix(_COMING)
+                if own in found:
+                    log.emit(f"storage '{self.id}': a rollback of '{own}' was interrupted before it began")
+                    self.lvm("lvremove", "-f", row.name)
+                else:
+                    log.emit(f"storage '{self.id}': going on with the interrupted rollback of '{own}'")
+                    self._take_place(own)
+        self.remnants = []
+
+    def status(self) -> Space:
+        found = self.pool()
+        used = int(found.size * found.data / 100)
+        return Space(found.size, used, found.size - used)
+
+    # Making and removing.
+
+    def _thin(self, *words: str, size: int = 0) -> None:
+        """Make something in the pool, or say that it is full."""
+        pool = self.pool()
+        full = PveError(
+            f"storage '{self.id}': thin pool '{self.vg}/{self.pool_name}' is full: {pool.data:.2f} % of its data and "
+            f"{pool.metadata:.2f} % of its metadata are used; remove volumes or extend it"
+        )
+        if pool.data >= 100 or pool.metadata >= 100:
+            raise full
+        try:
+            self.create(*words, size=size)
+        except RunError as error:
+            if any(text in error.stderr for text in _POOL_TEXT):
+                raise full from None
+            raise
+        if not pool.zeroes:
+            place = f"{self.vg}/{self.pool_name}"
+            log.warn(
+                f"thin pool '{place}' does not zero new blocks, so new volumes can show what removed ones held; "
+                f"switch it on with: lvchange --zero y {place}"
+            )
+
+    def alloc(self, wish: Wish) -> str:
+        with lock.storage_lock(self.id):
+            own = self.choose_name(wish)
+            self._thin(
+                "lvcreate", "-aly", "--setautoactivation", "n", "-V", kib(wish.size), "-n", own,
+                "-T", f"{self.vg}/{self.pool_name}", size=wish.size,
+            )  # fmt: skip
+        blockdev.wait_for(self.device(own))
+        return own
+
+    def resize(self, name: str, size: int) -> None:
+        with lock.storage_lock(self.id):
+            found = self.logical(name)
+            self.no_shrinking(name, found.size, size)
+            if size > found.size:
+                self._thin("lvextend", "-L", kib(size), f"{self.vg}/{found.name}", size=size - found.size)
+
+    def free(self, name: str) -> None:
+        self.parse(name)
+        with lock.storage_lock(self.id):
+            found = self.logical(name)
+            for other in logicals(self.vg):
+                if other.origin == found.name and found.name.startswith("base-") and self.mine(other):
+                    raise Refused(f"base volume '{self.id}:{name}' is still in use by linked clone '{other.name}'")
+            self.idle(name)
+            # the volume goes last: its snapshots would belong to a new one of its name
+            for row in [*self._kept(found.name), found]:
+                self.lvm("lvremove", "-f", row.name)
+
+    def source(self, name: str) -> Source:
+        found = self.logical(name)
+        if found.name.startswith("base-") and found.writable:
+            self._freeze(found.name)  # it became one by half
+        return super().source(name)
+
+    # Snapshots.
+
+    def _kept(self, own: str) -> list[Logical]:
+        """The volumes that are snapshots of a volume, oldest first."""
+        found = logicals(self.vg)
+        start = f"snap_{own}_"
+        # vm-100-a_b may be there besides vm-100-a
+        longer = tuple(f"snap_{row.name}_" for row in found if self.mine(row) and row.name.startswith(f"{own}_"))
+        kept = [
+            row for row in found
+            if row.kind == "V" and row.pool == self.pool_name and row.name.startswith(start)
+            and not (longer and row.name.startswith(longer))
+        ]  # fmt: skip
+        return sorted(kept, key=lambda row: (row.ctime, row.number))
+
+    def snapshots(self, name: str) -> list[Snapshot]:
+        own = self.logical(name).name
+        return [Snapshot(row.name.removeprefix(f"snap_{own}_"), row.ctime) for row in self._kept(own)]
+
+    def snapshot(self, name: str, snapshot: str) -> None:
+        names.check_snapshot(snapshot)
+        with lock.storage_lock(self.id):
+            self.need_no_snapshot(name, snapshot)
+            found = self.logical(name)
+            self._thin("lvcreate", "-pr", "-n", _snapshot_name(found.name, snapshot), "-s", f"{self.vg}/{found.name}")
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        names.check_snapshot(snapshot)
+        with lock.storage_lock(self.id):
+            self.need_snapshot(name, snapshot)
+            self.lvm("lvremove", "-f", _snapshot_name(self.parse(name).name, snapshot))
+
+    def rollback(self, name: str, snapshot: str) -> None:
+        """A copy of the snapshot takes the volume's place; the volume goes only when the copy is there."""
+        names.check_snapshot(snapshot)
+        with lock.storage_lock(self.id):
+            self.need_snapshot(name, snapshot)
+            found = self.idle(name)
+            tags = [word for tag in sorted({_ROLLBACK, *found.tags}) for word in ("--addtag", tag)]
+            self._thin(
+                "lvcreate", "-kn", "-prw", "--setautoactivation", "n", *tags, "-n", f"{_COMING}{found.name}",
+                "-s", f"{self.vg}/{_snapshot_name(found.name, snapshot)}",
+            )  # fmt: skip
+            self.lvm("lvremove", "-f", found.name)
+            self._take_place(found.name)
+
+    def _take_place(self, own: str) -> None:
+        run.run(["lvrename", "-qq", self.vg, f"{_COMING}{own}", own])
+        self.lvm("lvchange", "--deltag", _ROLLBACK, own)
+
+    # Base volumes.
+
+    def make_base(self, name: str) -> str:
+        with lock.storage_lock(self.id):
+            base = self.check_becomes_base(name)
+            found = self.idle(name)
+            run.run(["lvrename", "-qq", self.vg, found.name, base])
+            self._freeze(base)
+        return base
+
+    def _freeze(self, own: str) -> None:
+        self.lvm("lvchange", "-ky", "-pr", own)
+
+    def clone(self, name: str, vmid: int) -> str:
+        with lock.storage_lock(self.id):
+            base = self.check_is_base(name).name
+            own = next_name(self.taken(), vmid, "raw")
+            self._thin(
+                "lvcreate", "-kn", "-prw", "--setautoactivation", "n", "-n", own, "-s", f"{self.vg}/{base}",
+            )  # fmt: skip
+        return own
+
+
+def _snapshot_name(own: str, snapshot: str) -> str:
+    return f"snap_{own}_{snapshot}"

@@ -1,0 +1,267 @@
+"""LVM: volume groups and logical volumes as its tools list them, and what its two kinds of storages share.
+
+Volumes are made so that they do not become active at boot: they are activated when somebody asks where they are.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from pvetools.storage import blockdev
+from pvetools.storage.definition import Definition
+from pvetools.storage.driver import Source
+from pvetools.storage.flat import FlatStorage, Record
+from pvetools.system import lock, paths, run
+from pvetools.system.errors import Exists, NotFound, PveError, RunError
+from pvetools.system.units import KIB
+
+run.PACKAGES |= dict.fromkeys(
+    ("vgs", "lvs", "pvs", "lvcreate", "lvchange", "lvextend", "lvremove", "lvrename", "vgcreate", "pvcreate"), "lvm2"
+)
+
+_GROUP = "vg_name,vg_size,vg_free,vg_extent_size"
+_LOGICAL = "lv_name,lv_size,lv_attr,pool_lv,origin,data_percent,metadata_percent,lv_time,lv_tags,thin_id"
+_FULL_TEXT = ("insufficient free space", "insufficient suitable")
+_DOOMED = "pvetools-wipe-"  # tag of a volume that is being removed, with the name of the node that does it
+
+
+class Group(NamedTuple):
+    """A volume group; sizes in bytes."""
+
+    name: str
+    size: int
+    free: int
+    extent: int
+
+
+class Logical(NamedTuple):
+    """A logical volume; size in bytes, shares of data and metadata (of thin volumes and pools) in percent."""
+
+    name: str
+    size: int
+    attr: str
+    pool: str = ""
+    origin: str = ""
+    data: float = 0
+    metadata: float = 0
+    ctime: int = 0
+    tags: frozenset[str] = frozenset()
+    number: int = 0  # of a thin volume in its pool; newer ones have higher numbers
+
+    @property
+    def kind(self) -> str:
+        """LVM's letter for the type: ``V`` thin volume, ``t`` thin pool, ``-`` an ordinary one, ..."""
+        return self.attr[:1]
+
+    @property
+    def writable(self) -> bool:
+        return self.attr[1:2] == "w"
+
+    @property
+    def active(self) -> bool:
+        return self.attr[4:5] == "a"
+
+    @property
+    def zeroes(self) -> bool:
+        """Whether a thin pool hands out zeros only."""
+        return self.attr[7:8] == "z"
+
+
+# Listings.
+
+
+def _report(tool: str, fields: str, *what: str) -> list[dict[str, str]]:
+    """The rows of a report; NotFound when what was asked for is not there."""
+    words = ["--reportformat", "json", "--units", "b", "--nosuffix", "--config", 'report{time_format="%s"}']
+    try:
+        told = run.run([tool, *words, "-o", fields, *what]).stdout
+    except RunError as error:
+        if "not found" in error.stderr or "Failed to find" in error.stderr:
+            raise NotFound(f"LVM: {error.stderr.splitlines()[0].strip()}") from None
+        raise
+    return rows(told)
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    """The rows of one of LVM's JSON reports.
+
+    Raises:
+        PveError: it is none.
+    """
+    try:
+        (report,) = json.loads(text)["report"]
+        (found,) = report.values()
+    except (ValueError, KeyError, TypeError) as error:
+        raise PveError(f"LVM's report can't be read: {error}") from None
+    return [dict(row) for row in found]
+
+
+def group_of(row: dict[str, str]) -> Group:
+    """A volume group from a row of a report."""
+    return Group(row["vg_name"], int(row["vg_size"]), int(row["vg_free"]), int(row["vg_extent_size"]))
+
+
+def logical_of(row: dict[str, str]) -> Logical:
+    """A logical volume from a row of a report; what does not apply is empty there."""
+    return Logical(
+        row["lv_name"], int(row["lv_size"]), row["lv_attr"], row["pool_lv"], row["origin"],
+        float(row["data_percent"] or 0), float(row["metadata_percent"] or 0), int(row["lv_time"] or 0),
+        frozenset(filter(None, row["lv_tags"].split(","))), int(row["thin_id"] or 0),
+    )  # fmt: skip
+
+
+def groups() -> list[Group]:
+    """All volume groups of this host."""
+    return [group_of(row) for row in _report("vgs", _GROUP)]
+
+
+def group(name: str) -> Group:
+    """One volume group. NotFound."""
+    return group_of(_report("vgs", _GROUP, name)[0])
+
+
+def logicals(group: str) -> list[Logical]:
+    """The logical volumes of a group, without LVM's hidden ones. NotFound: there is no such group."""
+    found = {row["lv_name"]: logical_of(row) for row in _report("lvs", _LOGICAL, group)}  # a row for each segment
+    return [*found.values()]
+
+
+def kib(size: int) -> str:
+    """A size as LVM's tools take it, rounded up to whole KiB."""
+    return f"{-(-size // KIB)}k"
+
+
+# Storages.
+
+
+class GroupStorage(FlatStorage):
+    """Base of the storages in a volume group."""
+
+    def __init__(self, definition: Definition) -> None:
+        super().__init__(definition)
+        self.vg = str(definition.options.vgname)
+        self.remnants: list[Logical] = []  # of interrupted commands, seen at activation
+
+    # What a backend supplies.
+
+    @abstractmethod
+    def mine(self, found: Logical) -> bool:
+        """Whether a logical volume is a volume of this storage."""
+
+    @abstractmethod
+    def record(self, found: Logical) -> Record:
+        """A volume as it is listed."""
+
+    # Finding.
+
+    def records(self) -> Iterable[Record]:
+        return [self.record(found) for found in logicals(self.vg) if self.mine(found)]
+
+    def taken(self) -> Iterable[str]:
+        return [found.name for found in logicals(self.vg)]
+
+    def device(self, own: str, snapshot: str = "") -> Path:
+        return Path("/dev", self.vg, own)
+
+    def logical(self, name: str) -> Logical:
+        """The logical volume of a volume that must be there. NotFound."""
+        own = self.parse(name).name
+        for found in logicals(self.vg):
+            if found.name == own and self.mine(found):
+                return found
+        raise NotFound(f"volume '{self.id}:{name}' does not exist")
+
+    def activate(self) -> None:
+        """The group must be there. What interrupted commands have left is noted on the way."""
+        try:
+            found = logicals(self.vg)
+        except NotFound:
+            raise PveError(f"storage '{self.id}': volume group '{self.vg}' does not exist") from None
+        self.remnants = [row for row in found if self.is_remnant(row)]
+
+    def is_remnant(self, found: Logical) -> bool:
+        """Whether a removal that did not come to its end has left this; one on another node may still be at work."""
+        marks = [tag for tag in found.tags if tag.startswith(_DOOMED)]
+        ours = not self.definition.shared or f"{_DOOMED}{paths.node()}" in marks
+        return bool(marks) and ours and found.name.startswith("del-")
+
+    def deactivate(self) -> None:
+        """Volumes that nobody uses become inactive; the group's other volumes stay as they are."""
+        try:
+            active = [found.name for found in logicals(self.vg) if self.mine(found) and found.active]
+        except NotFound:
+            return
+        for own in active:
+            if not blockdev.user_of(self.device(own)):
+                self.lvm("lvchange", "-aln", own, check=False)
+
+    # Changing.
+
+    def lvm(self, tool: str, *words: str, check: bool = True) -> None:
+        """Run one of LVM's tools; the last word is a logical volume of the group."""
+        *options, own = words
+        run.run([tool, "-qq", "--yes", *options, f"{self.vg}/{own}"], check=check)
+
+    def reach(self, own: str) -> Path:
+        """Activate a logical volume; gives its device."""
+        self.lvm("lvchange", "-aly", "-K", own)
+        path = self.device(own)
+        blockdev.wait_for(path)
+        return path
+
+    def source(self, name: str) -> Source:
+        found = self.logical(name)
+        path = self.device(found.name)
+        if not (found.active and blockdev.is_device(path)):
+            self.reach(found.name)
+        elif self.definition.shared:
+            self.lvm("lvchange", "--refresh", found.name)  # another node may have resized it
+        return Source("block", path, "raw")
+
+    def idle(self, name: str) -> Logical:
+        """A volume that nobody uses, made inactive to be sure; the caller holds the storage's lock. Refused."""
+        found = self.logical(name)
+        if user := blockdev.user_of(self.device(found.name)):
+            raise self.in_use(name, user)
+        if found.active:
+            try:
+                self.lvm("lvchange", "-aln", found.name)
+            except RunError as error:
+                raise self.in_use(name, f"somebody: {error.stderr or error}") from None
+        return found
+
+    def create(self, *words: str, size: int) -> None:
+        """Run lvcreate or lvextend, with its usual failures in the project's words."""
+        try:
+            run.run([*words[:1], "-qq", "--yes", *words[1:]])
+        except RunError as error:
+            if any(text in error.stderr for text in _FULL_TEXT):
+                raise self.full(size) from None
+            if "already exists" in error.stderr:
+                raise Exists(f"storage '{self.id}': {error.stderr.splitlines()[0].strip()}") from None
+            raise
+
+    def resize(self, name: str, size: int) -> None:
+        with lock.storage_lock(self.id):
+            found = self.logical(name)
+            self.no_shrinking(name, found.size, size)
+            if size == found.size:
+                return
+            self.create("lvextend", "-L", kib(size), f"{self.vg}/{found.name}", size=size - found.size)
+        self.grown(found)
+
+    def grown(self, before: Logical) -> None:
+        """Called after a volume has grown."""
+
+    def doom(self, found: Logical) -> str:
+        """Give an inactive volume a name that says that it is being removed; gives that name."""
+        taken, name = {*self.taken()}, f"del-{found.name}"
+        while name in taken:
+            name += "+"
+        self.lvm("lvchange", "--addtag", f"{_DOOMED}{paths.node()}", found.name)
+        run.run(["lvrename", "-qq", self.vg, found.name, name])
+        return name
