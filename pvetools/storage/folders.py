@@ -233,9 +233,9 @@ class FolderStorage:
         if wish.format not in self.info.alloc:
             allowed = ", ".join(sorted(self.info.alloc))
             raise PveError(f"storage '{self.id}' can't make images of format '{wish.format}', only: {allowed}")
-        if wish.format == "subvol" and wish.size:
+        if wish.format == "subvol" and wish.size and not self.info.limits_folders:
             raise PveError(f"storage '{self.id}' can't limit the size of folders (subvol): give size 0")
-        if wish.format != "subvol" and wish.size <= 0:
+        if wish.size <= 0 and not (wish.format == "subvol" and wish.size == 0):
             raise PveError("the size of a volume must be larger than 0")
         if wish.name:
             form, is_base = names.parse_image(wish.name)
@@ -250,7 +250,7 @@ class FolderStorage:
             folder = self.directory("images") / str(wish.vmid)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                own = wish.name or _next_name(folder, wish.vmid, wish.format)
+                own = wish.name or next_name(folder, wish.vmid, wish.format)
                 path = self.path(f"{wish.vmid}/{own}")
                 self._take(path, wish.format)
             except FileExistsError:
@@ -488,7 +488,8 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _next_name(folder: Path, vmid: int, form: str) -> str:
+def next_name(folder: Path, vmid: int, form: str) -> str:
+    """The next free file name for an image of a guest in its folder."""
     taken = re.compile(rf"(?:vm|base|subvol|basevol)-{vmid}-disk-(\d+)(?:\.|$)", re.ASCII)
     used = {int(match[1]) for entry in _scan(folder) if (match := taken.match(entry.name))}
     number = next(number for number in range(len(used) + 1) if number not in used)

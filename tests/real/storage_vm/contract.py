@@ -45,8 +45,13 @@ class Case:
     def folders(self) -> bool:
         return self.form == "subvol"
 
+    @property
+    def size(self) -> int:
+        """Size that a volume of the usual size has: 0 for folders without a limit."""
+        return 0 if self.folders and not self.info.limits_folders else SIZE
+
     def alloc(self, vmid: int = 100, size: int = SIZE, **options: str) -> str:
-        if self.folders and not self.info.limits_folders:
+        if not self.size:
             size = 0
         return volumes.alloc(STORAGE, vmid, size, format=self.form, **options)
 
@@ -160,7 +165,7 @@ def test_a_new_volume_is_listed_with_size_owner_and_format(empty: Case) -> None:
     found = volumes.info(volid)
     assert found == empty.listed()[volid]
     assert (found.format, found.vmid, found.content) == (empty.form, 123, "images")
-    assert found.size == (SIZE if not empty.folders or empty.info.limits_folders else 0)
+    assert found.size == empty.size
     assert found.ctime > 1_600_000_000
     assert volumes.list_volumes(STORAGE, vmid=124) == []
     assert volumes.owned_by(123) == [volid]
@@ -492,7 +497,7 @@ def test_clones_of_a_base_hold_its_data_and_go_their_own_way(empty: Case) -> Non
     assert volumes.parse(base).is_base
     assert own_name(base).startswith("base")
     assert not volumes.exists(volid)
-    assert volumes.info(base).size == SIZE
+    assert volumes.info(base).size == empty.size
     one, two = volumes.clone(base, 101), volumes.clone(base, 101)
     assert [volumes.owner(volid) for volid in (one, two)] == [101, 101]
     assert holds(one, 0x11)
@@ -503,7 +508,7 @@ def test_clones_of_a_base_hold_its_data_and_go_their_own_way(empty: Case) -> Non
     assert holds(base, 0x11)
     assert {base, one, two} == {*empty.listed()}
     assert volumes.info(one).parent or empty.bed.independent_clones
-    assert volumes.info(one).size == SIZE
+    assert volumes.info(one).size == empty.size
     assert not volumes.info(base).parent
 
 
@@ -553,7 +558,7 @@ def _one_of_many(form: str, number: int, size: int) -> str:
 
 
 def test_many_processes_that_allocate_at_once_get_volumes_of_their_own(empty: Case) -> None:
-    size = 0 if empty.folders and not empty.info.limits_folders else MIB
+    size = MIB if empty.size else 0
     with multiprocessing.get_context("fork").Pool(10) as pool:
         made = pool.starmap(_one_of_many, [(empty.form, number, size) for number in range(CROWD)], chunksize=1)
     assert len({*made}) == CROWD
@@ -566,7 +571,7 @@ def test_many_processes_that_allocate_at_once_get_volumes_of_their_own(empty: Ca
 
 
 def test_pvesm_makes_shows_and_removes_it(empty: Case, cli: Callable[..., str]) -> None:
-    size = "0" if empty.folders and not empty.info.limits_folders else "32M"
+    size = "32M" if empty.size else "0"
     volid = cli("pvesm", "alloc", STORAGE, "100", "", size, "--format", empty.form).strip().split("'")[1]
     assert volid in cli("pvesm", "list", STORAGE)
     assert cli("pvesm", "path", volid).strip() == str(volumes.path(volid))
