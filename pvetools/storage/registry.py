@@ -29,9 +29,9 @@ def require(type_: str) -> str:
     Raises:
         Refused: no backend serves this type.
     """
-    if type_ not in SERVED:
+    if not serves(type_):
         raise Refused(f"storage type '{type_}' is not served by this version, only: {', '.join(sorted(SERVED))}")
-    return SERVED[type_]
+    return SERVED.get(type_) or thirdparty.backend(type_)
 
 
 def driver(definition: Definition) -> Driver:

@@ -1,0 +1,142 @@
+"""Backend ``iscsi``: LUNs of an iSCSI target, which the kernel's initiator brings here (open-iscsi).
+
+A LUN that several paths lead to is one device of dm-multipath where multipathd runs; that is preferred to the paths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pvetools.storage import iscsi, san
+from pvetools.storage.san import Lun, Portal
+from pvetools.system import log
+from pvetools.system.errors import PveError
+from pvetools.system.run import run
+
+_SESSIONS = Path("/sys/class/iscsi_session")
+_CONNECTIONS = Path("/sys/class/iscsi_connection")
+_DISK = "0"  # type of SCSI devices
+_NUMBERS = re.compile(r"\d+:(\d+):(\d+):(\d+)")
+# the name by its world wide identifier comes first: others can change with the server's software
+_KINDS = (r"scsi-\d", r"scsi-", r"dm-uuid-mpath-")
+
+
+class Session(NamedTuple):
+    """A session of the kernel."""
+
+    number: int
+    portal: Portal
+    works: bool
+
+
+class Iscsi(san.ConnectedStorage):
+    """One storage of type ``iscsi``."""
+
+    names = re.compile(
+        r"\d{1,5}\.\d{1,5}\.\d{1,20}\.(?P<device>(?:scsi|dm-uuid-mpath)-[A-Za-z0-9][A-Za-z0-9.:_+=@-]{0,200})", re.ASCII
+    )
+    example = "CHANNEL.ID.LUN.scsi-WWID"
+    port = iscsi.PORT
+
+    @property
+    def target(self) -> str:
+        return san.check_target(
+            super().target, "the name of an iSCSI target, such as iqn.2003-01.org.linux-iscsi:disks"
+        )
+
+    def _sessions(self) -> list[Session]:
+        found = []
+        for folder in _SESSIONS.glob("session*"):
+            if san.attribute(folder / "targetname") == self.target:
+                number = folder.name.removeprefix("session")
+                link = _CONNECTIONS / f"connection{number}:0"
+                host, port = san.attribute(link / "persistent_address"), san.attribute(link / "persistent_port")
+                works = san.attribute(folder / "state") == "LOGGED_IN"
+                found.append(Session(int(number), Portal(host, int(port or self.port)), works))
+        return sorted(found)
+
+    def up(self) -> bool:
+        return any(session.works for session in self._sessions())
+
+    def known(self) -> list[Portal]:
+        return [*(session.portal for session in self._sessions()), *self._recorded()]
+
+    def _recorded(self) -> list[Portal]:
+        """Portals of the target in the initiator's own records."""
+        said = run(["iscsiadm", "-m", "node"], check=False, timeout=san.TOOL_PATIENCE).stdout
+        return [place for place, name in iscsi.portals(said) if name == self.target]
+
+    def connect(self, reached: Sequence[Portal]) -> None:
+        offered = [place for place, name in iscsi.discover(reached[0]) if name == self.target]
+        if not offered:
+            raise PveError(f"storage '{self.id}': portal '{reached[0]}' does not offer the target '{self.target}'")
+        errors = self._log_in(offered)
+        working = [session for session in self._sessions() if session.works]
+        if not working:
+            raise PveError(
+                f"storage '{self.id}': can't log in to '{self.target}': {'; '.join(errors) or 'no session works'}"
+            )
+        for error in errors:
+            log.warn(f"storage '{self.id}': a path to '{self.target}' is missing: {error}")
+        for session in working:
+            run(
+                ["iscsiadm", "-m", "session", "-r", str(session.number), "--rescan"],
+                check=False,
+                timeout=san.TOOL_PATIENCE,
+            )
+
+    def _log_in(self, offered: Sequence[Portal]) -> list[str]:
+        """Make the sessions that are missing; gives what went wrong, by portal."""
+        have = {session.portal for session in self._sessions()}
+        recorded = self._recorded()
+        errors = []
+        for place in offered:
+            if place not in have:
+                try:
+                    san.reach(place)
+                    self._open(place, new=place not in recorded)
+                except PveError as error:
+                    errors.append(str(error))
+        return errors
+
+    def _open(self, place: Portal, *, new: bool) -> None:
+        record = ["iscsiadm", "-m", "node", "-T", self.target, "-p", str(place)]
+        if new:
+            run([*record, "-o", "new"], timeout=san.TOOL_PATIENCE)
+            # a portal that is refused says so at once, not after two minutes of trying
+            run(
+                [*record, "-o", "update", "-n", "node.session.initial_login_retry_max", "-v", "0"],
+                timeout=san.TOOL_PATIENCE,
+            )
+        run([*record, "--login"], timeout=san.TOOL_PATIENCE)
+
+    def disconnect(self) -> None:
+        for lun in self.luns():
+            if lun.device.startswith("dm-"):
+                run(
+                    ["multipath", "-f", san.attribute(Path("/sys/class/block", lun.device, "dm/name"))],
+                    timeout=san.TOOL_PATIENCE,
+                )
+        if self._sessions():
+            run(["iscsiadm", "-m", "node", "-T", self.target, "--logout"], timeout=san.TOOL_PATIENCE)
+
+    def luns(self) -> Iterator[Lun]:
+        stable = san.stable_names(_KINDS)
+        for session in self._sessions():
+            for folder in Path(_SESSIONS, f"session{session.number}/device").glob("target*/*/block/*"):
+                match = _NUMBERS.fullmatch(folder.parts[-3])
+                if match and san.attribute(folder.parents[1] / "type") == _DISK:
+                    device = _multipath(folder) or folder.name
+                    if device in stable:
+                        yield Lun(f"{match[1]}.{match[2]}.{match[3]}.{stable[device]}", device)
+
+
+def _multipath(path: Path) -> str:
+    """The device of dm-multipath above a path."""
+    for holder in Path("/sys/class/block", path.name, "holders").glob("dm-*"):
+        if san.attribute(holder / "dm/uuid").startswith("mpath-"):
+            return holder.name
+    return ""

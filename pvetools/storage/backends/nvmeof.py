@@ -1,0 +1,98 @@
+"""Backend ``nvmeof``: namespaces of an NVMe subsystem over TCP, which the kernel brings here (nvme-cli).
+
+Several portals are several paths to one device: the kernel's own multipathing joins them. A volume is named by the id
+of its namespace and the name that udev gives it: ``ns1.nvme-uuid.6b0f4e5c-...``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pvetools.storage import nvmeof, san
+from pvetools.storage.san import Lun, Portal
+from pvetools.system import log
+from pvetools.system.errors import PveError
+from pvetools.system.run import run
+
+_CONTROLLERS = Path("/sys/class/nvme")
+_PATH = re.compile(r"(nvme\d+)(?:c\d+)?(n\d+)")
+_KINDS = (r"nvme-(?:uuid|eui)\.", r"nvme-nvme\.", r"nvme-")
+
+
+class Controller(NamedTuple):
+    """A path to the subsystem."""
+
+    name: str
+    portal: Portal
+    works: bool
+
+
+class NvmeOf(san.ConnectedStorage):
+    """One storage of type ``nvmeof``."""
+
+    names = re.compile(r"ns\d{1,10}\.(?P<device>nvme-[A-Za-z0-9][A-Za-z0-9.:_+=@-]{0,200})", re.ASCII)
+    example = "nsID.nvme-WWID"
+    port = nvmeof.PORT
+
+    @property
+    def target(self) -> str:
+        return san.check_target(
+            super().target, "the NQN of an NVMe subsystem, such as nqn.2014-08.org.nvmexpress:disks"
+        )
+
+    def _controllers(self) -> list[Controller]:
+        found = []
+        for folder in _CONTROLLERS.glob("nvme*"):
+            if san.attribute(folder / "subsysnqn") == self.target and san.attribute(folder / "transport") == "tcp":
+                pairs = (word.partition("=") for word in san.attribute(folder / "address").split(","))
+                where = {key: value for key, _, value in pairs}
+                place = Portal(where.get("traddr", ""), int(where.get("trsvcid") or self.port))
+                found.append(Controller(folder.name, place, san.attribute(folder / "state") == "live"))
+        return sorted(found)
+
+    def up(self) -> bool:
+        return any(controller.works for controller in self._controllers())
+
+    def known(self) -> list[Portal]:
+        return [controller.portal for controller in self._controllers()]
+
+    def connect(self, reached: Sequence[Portal]) -> None:
+        offered = [place for place, name in nvmeof.discover(reached[0]) if name == self.target]
+        if not offered:
+            raise PveError(f"storage '{self.id}': portal '{reached[0]}' does not offer the subsystem '{self.target}'")
+        errors = self._open(offered)
+        if not self.up():
+            why = "; ".join(errors) or "no path works"
+            raise PveError(f"storage '{self.id}': can't connect to '{self.target}': {why}")
+        for error in errors:
+            log.warn(f"storage '{self.id}': a path to '{self.target}' is missing: {error}")
+
+    def _open(self, offered: Sequence[Portal]) -> list[str]:
+        """Connect the paths that are missing; gives what went wrong, by portal."""
+        have = {controller.portal for controller in self._controllers()}
+        errors = []
+        for place in offered:
+            if place not in have:
+                try:
+                    address = san.reach(place)
+                    words = ["nvme", "connect", "-t", "tcp", "-a", address, "-s", str(place.port), "-n", self.target]
+                    run(words, timeout=san.TOOL_PATIENCE)
+                except PveError as error:
+                    errors.append(str(error))
+        return errors
+
+    def disconnect(self) -> None:
+        if self._controllers():
+            run(["nvme", "disconnect", "-n", self.target], timeout=san.TOOL_PATIENCE)
+
+    def luns(self) -> Iterator[Lun]:
+        stable = san.stable_names(_KINDS)
+        for controller in self._controllers():
+            for folder in (_CONTROLLERS / controller.name).glob("nvme*n*"):
+                match = _PATH.fullmatch(folder.name)
+                device = f"{match[1]}{match[2]}" if match else ""
+                if device in stable:
+                    yield Lun(f"ns{san.attribute(Path('/sys/class/block', device, 'nsid'))}.{stable[device]}", device)

@@ -1,0 +1,30 @@
+"""iSCSI by the tools of open-iscsi: which targets a portal offers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pvetools.storage import san
+from pvetools.storage.san import Portal
+from pvetools.system.run import run
+
+PORT = 3260
+_OFFERED = re.compile(r"(\S+):(\d+),(?:-?\d+) (\S+)")
+
+
+def portals(text: str) -> Iterator[tuple[Portal, str]]:
+    """Portals and targets of a listing by iscsiadm: ``ADDRESS:PORT,GROUP TARGET``."""
+    for line in text.splitlines():
+        if match := _OFFERED.match(line):
+            yield Portal(match[1].strip("[]"), int(match[2])), match[3]
+
+
+def discover(place: Portal) -> list[tuple[Portal, str]]:
+    """All portals and targets that a portal tells of; nothing is recorded.
+
+    Raises:
+        PveError: it does not answer, or not as an iSCSI portal does.
+    """
+    words = ["iscsiadm", "-m", "discovery", "-t", "sendtargets", "-p", str(place), "-o", "nonpersistent"]
+    return [*portals(run(words, timeout=san.TOOL_PATIENCE).stdout)]

@@ -1,0 +1,279 @@
+"""What the storages of a SAN share: portals, and volumes that are made on the server and only found here.
+
+Such a volume has its place at the server and its stable name in its name: ``0.0.1.scsi-36001405f3a...`` (channel, id,
+LUN) or ``ns1.nvme-uuid.6b0f...``. The last part is the name that udev gives the device in ``/dev/disk/by-id``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pvetools.storage import blockdev, definition
+from pvetools.storage.driver import Capabilities, Source, Space, Wish
+from pvetools.storage.flat import FlatStorage, Record
+from pvetools.storage.names import VolumeName
+from pvetools.system import files, lock, log, paths
+from pvetools.system.errors import NotFound, PveError, Refused
+from pvetools.system.run import run
+
+PATIENCE = 3.0  # for a portal's first answer
+TOOL_PATIENCE = 30.0  # for a login, which the kernel may try more than once
+FRESH = 10.0  # seconds in which what was found at the server is not looked for again
+BY_ID = Path("/dev/disk/by-id")
+_PORTAL = re.compile(r"\[(?P<v6>[^\]]+)\](?::(?P<p6>\d+))?|(?P<host>[^:]+)(?::(?P<port>\d+))?", re.ASCII)
+_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_+@-]{0,222}", re.ASCII)
+
+FOREIGN = Capabilities(files=False, alloc=frozenset(), resize=frozenset(), foreign=True)
+
+
+# Portals.
+
+
+class Portal(NamedTuple):
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def portal(text: str, port: int) -> Portal:
+    """Take a portal apart: a name or an address, an IPv6 one in brackets or bare, and a port if not the usual one."""
+    match = _PORTAL.fullmatch(text)
+    if not match:
+        return Portal(text, port)
+    return Portal(match["v6"] or match["host"], int(match["p6"] or match["port"] or port))
+
+
+def reach(place: Portal, timeout: float = PATIENCE) -> str:
+    """The address under which a portal answers; a name may have several.
+
+    Raises:
+        PveError: none answers in time.
+    """
+    try:
+        with contextlib.closing(socket.create_connection(place, timeout)) as made:
+            return str(made.getpeername()[0])
+    except socket.gaierror:
+        raise PveError(f"portal '{place}' has no address: the name '{place.host}' is not known") from None
+    except TimeoutError:
+        raise PveError(f"portal '{place}' does not answer within {timeout:g} seconds") from None
+    except OSError as error:
+        raise PveError(f"portal '{place}' does not answer: {error.strerror}") from None
+
+
+def answering(places: Iterable[Portal]) -> list[Portal]:
+    """The portals that answer; all are tried at once.
+
+    Raises:
+        PveError: none does; what is wrong with the first.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    wanted = [*dict.fromkeys(places)]
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        tried = [pool.submit(reach, place) for place in wanted]
+    found = [place for place, attempt in zip(wanted, tried, strict=True) if not attempt.exception()]
+    if not found:
+        tried[0].result()
+    return found
+
+
+def check_target(name: str, what: str) -> str:
+    """The name of a target or subsystem, as it may reach the tools.
+
+    Raises:
+        PveError: it is none.
+    """
+    if not _TARGET.fullmatch(name):
+        raise PveError(f"value '{name}' of option 'target' does not look like {what}")
+    return name
+
+
+# Devices.
+
+
+def settle() -> None:
+    """Wait until udev has made the names of new devices."""
+    run(["udevadm", "settle", "--timeout=10"], check=False, timeout=15)
+
+
+def stable_names(kinds: Sequence[str]) -> dict[str, str]:
+    """Kernel's name of a device -> its name in ``/dev/disk/by-id`` that begins as one of ``kinds``, the first best."""
+    found: dict[str, tuple[int, str]] = {}
+    for link in sorted(BY_ID.glob("*")):
+        rank = next((number for number, kind in enumerate(kinds) if re.match(kind, link.name)), None)
+        if rank is None or re.search(r"-part\d+$", link.name):
+            continue
+        device = Path(os.path.realpath(link)).name
+        found[device] = min(found.get(device, (len(kinds), "")), (rank, link.name))
+    return {device: name for device, (_, name) in found.items()}
+
+
+def bytes_of(device: str) -> int:
+    """Size of a device by its kernel's name; 0 when it has gone."""
+    try:
+        return int(Path("/sys/class/block", device, "size").read_text()) * 512
+    except (OSError, ValueError):
+        return 0
+
+
+def attribute(path: Path) -> str:
+    """One of the kernel's attributes; empty when it has gone."""
+    try:
+        return path.read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+class Lun(NamedTuple):
+    """A volume on the server and its device here (the kernel's name)."""
+
+    name: str
+    device: str
+
+
+# Storages.
+
+
+class ForeignStorage(FlatStorage):
+    """Base of storages that show what others have made."""
+
+    info = FOREIGN
+    names: re.Pattern[str]  # of volumes; group "device" is the stable name of the device, where there is one
+    example: str
+    parent_in_name = False
+
+    def parse(self, name: str) -> VolumeName:
+        if not self.names.fullmatch(name):
+            raise PveError(f"unable to parse {self.definition.type} volume name '{name}', expected {self.example}")
+        return VolumeName("images", name)
+
+    def status(self) -> Space:
+        return Space()  # nobody tells what the server has left
+
+    def alloc(self, wish: Wish) -> str:
+        raise self._made_elsewhere("allocate a volume")
+
+    def free(self, name: str) -> None:
+        self.require(name)
+        raise self._made_elsewhere(f"remove volume '{self.id}:{name}'")
+
+    def resize(self, name: str, size: int) -> None:
+        self.require(name)
+        raise self._made_elsewhere(f"resize volume '{self.id}:{name}'")
+
+    def _made_elsewhere(self, what: str) -> Refused:
+        return Refused(f"can't {what}: the volumes of storage '{self.id}' are made, sized and removed on its server")
+
+
+class ConnectedStorage(ForeignStorage):
+    """Base of those whose volumes the kernel brings here as block devices."""
+
+    port: int  # that of portals without one
+
+    @property
+    def target(self) -> str:
+        """Name of the target or subsystem."""
+        return str(self.definition.options.target)
+
+    @abstractmethod
+    def up(self) -> bool:
+        """Whether there is a path to the server."""
+
+    @abstractmethod
+    def known(self) -> list[Portal]:
+        """Portals of the target that were used before."""
+
+    @abstractmethod
+    def connect(self, reached: Sequence[Portal]) -> None:
+        """Log in where that is missing; some portals were reached just now. PveError when no path works."""
+
+    @abstractmethod
+    def disconnect(self) -> None:
+        """Log out from everywhere."""
+
+    @abstractmethod
+    def luns(self) -> Iterable[Lun]:
+        """What is connected."""
+
+    def activate(self) -> None:
+        if self._fresh() and self.up():
+            return
+        reached = self.reached()
+        with lock.storage_lock(self.id):
+            if self._fresh() and self.up():
+                return  # somebody else did it while this process waited
+            self.connect(reached)
+            settle()
+            self._stamp().parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomic(self._stamp(), f"{time.monotonic()}\n")
+
+    def reached(self) -> list[Portal]:
+        """The portals that answer, of all that are known.
+
+        Raises:
+            PveError: none does.
+        """
+        return answering([portal(str(self.definition.options.portal), self.port), *self.known()])
+
+    def _stamp(self) -> Path:
+        return paths.run_dir() / f"san-{self.id}"
+
+    def _fresh(self) -> bool:
+        text = files.read_text(self._stamp()) or ""
+        try:
+            return 0 <= time.monotonic() - float(text) < FRESH
+        except ValueError:
+            return False
+
+    def deactivate(self) -> None:
+        with lock.storage_lock(self.id):
+            files.remove(self._stamp())
+            user = self._user()
+            if user:
+                log.warn(f"storage '{self.id}' stays connected to '{self.target}': {user}")
+            else:
+                self.disconnect()
+
+    def _user(self) -> str:
+        """Why the connection is needed, in words."""
+        for other in definition.every()[0].values():
+            same = (other.type, other.options.target) == (self.definition.type, self.target)
+            if same and other.id != self.id and other.enabled:
+                return f"storage '{other.id}' uses it as well"
+        settle()
+        for lun in self.luns():
+            if user := blockdev.user_of(Path("/dev", lun.device)):
+                return f"volume '{self.id}:{lun.name}' is in use by {user}"
+        return ""
+
+    def records(self) -> Iterator[Record]:
+        for name, device in sorted({lun.name: lun.device for lun in self.luns()}.items()):
+            yield Record(name, bytes_of(device))
+
+    def require(self, name: str) -> Record:
+        # the device decides: its number at the server may have changed since the name was written into a configuration
+        wanted = self.device(self.parse(name).name)
+        for record in self.records():
+            if self.device(record.name) == wanted:
+                return record
+        raise NotFound(f"volume '{self.id}:{name}' does not exist")
+
+    def device(self, own: str, snapshot: str = "") -> Path:
+        match = self.names.fullmatch(own)
+        return BY_ID / (match["device"] if match else own)
+
+    def source(self, name: str) -> Source:
+        self.require(name)
+        return Source("block", self.device(name), "raw")
