@@ -11,7 +11,7 @@ from pvetools.system import paths
 from pvetools.system.errors import NotImplementedMethod, ParamErrors
 
 # modules below pvetools.api that hold rows
-MODULES = ("cluster", "nodes", "qemu", "qemu_config", "lxc", "lxc_config", "storage", "backup")
+MODULES = ("cluster", "nodes", "qemu", "qemu_config", "lxc", "lxc_config", "storage", "backup", "disks")
 VERBS = {"get": "GET", "set": "PUT", "create": "POST", "delete": "DELETE"}
 
 P = TypeVar("P", bound=Record)
@@ -82,6 +82,7 @@ _SUBTREES: Mapping[str, tuple[str, ...]] = {
     "nodes/*/qemu": ("qemu", "qemu_config"),
     "nodes/*/lxc": ("lxc", "lxc_config"),
     "nodes/*/storage": ("storage", "backup"),
+    "nodes/*/disks": ("disks",),
     "nodes/*/vzdump": ("backup",),
     "nodes/*/tasks": ("nodes",),
     "nodes/*/status": ("nodes",),
@@ -243,4 +244,4 @@ def invoke(row: Method, params: Record) -> Any:
         with task.interruptible():
             return row.handler(params)
     ident = params.given.get(row.task_id, "")
-    return task.run(row.task, str(ident), lambda: row.handler(params))
+    return task.run(row.task, str(ident).removeprefix("/dev/"), lambda: row.handler(params))

@@ -1,0 +1,98 @@
+"""Storages on what is made of disks: defined together with it, and removed together with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from pvetools.config import guest
+from pvetools.storage import definition
+from pvetools.storage.definition import Definition
+from pvetools.system import files, log, paths
+from pvetools.system.errors import Exists, NotFound, Refused
+
+Match = Callable[[Definition], bool]
+_WORD = {"qemu": "VM", "lxc": "CT"}
+GUESTS = "images,rootdir"
+
+
+class New:
+    """A storage that is defined once its place has been made; what is wrong with it is told before that.
+
+    Raises:
+        ParamErrors: wrong options. Exists: the name is used by another storage.
+    """
+
+    def __init__(self, name: str, type_: str, options: Mapping[str, str]) -> None:
+        self.name, self.type = name, type_
+        self.options = {**options, "nodes": paths.node()}
+        wanted = definition.check(name, type_, self.options)
+        self._present = _present(name)
+        if self._present and not self._same(self._present):
+            raise Exists(f"storage '{name}' exists already, and is another one")
+        del wanted
+
+    def _same(self, present: Definition) -> bool:
+        """Whether a storage of another node is the very same thing there."""
+        have = present.options.texts()
+        fixed = [key for key in self.options if key not in ("nodes", "content")]
+        return (
+            present.type == self.type
+            and bool(present.options.nodes)
+            and not present.on_node(paths.node())
+            and all(have.get(key) == self.options[key] for key in fixed)
+        )
+
+    def add(self) -> None:
+        """Define it, or add this node to the storage of that name on other nodes."""
+        if self._present:
+            nodes = ",".join([*(self._present.options.nodes or ()), paths.node()])
+            definition.update(self.name, {"nodes": nodes})
+        else:
+            definition.add(self.name, self.type, self.options)
+        log.emit(f"Storage '{self.name}' is defined")
+
+
+def _present(name: str) -> Definition | None:
+    try:
+        return definition.get(name)
+    except NotFound:
+        return None
+
+
+def matching(match: Match) -> list[Definition]:
+    """The storages of this node that lie on something."""
+    return [found for found in definition.every()[0].values() if found.on_node(paths.node()) and match(found)]
+
+
+def require_unused(match: Match) -> None:
+    """Refuse to destroy what guests of this node have disks on.
+
+    Raises:
+        Refused: naming guest and volume.
+    """
+    for found in matching(match):
+        names_it = re.compile(rf"^(?!unused)(\w+): (?:[^\n]*?[,=])?({re.escape(found.id)}:[^,\s]+)", re.MULTILINE)
+        for vmid, kind in guest.all_guests().items():
+            text = files.read_text(paths.guest_config(kind, vmid)) or ""
+            if named := names_it.search(text):
+                raise Refused(f"volume '{named[2]}' belongs to {_WORD[kind]} {vmid} ({named[1]}); remove that first")
+
+
+def forget(match: Match) -> None:
+    """Remove the definitions of storages that lay on something; storages of other nodes too stay for these."""
+    for found in matching(match):
+        others = [node for node in _nodes(found) if node != paths.node()]
+        if others:
+            definition.update(found.id, {"nodes": ",".join(others)})
+            log.emit(f"Storage '{found.id}' stays for {', '.join(others)}")
+        elif not found.implicit:
+            definition.remove(found.id)
+            log.emit(f"Storage '{found.id}' is removed")
+
+
+def _nodes(found: Definition) -> list[str]:
+    if found.options.nodes:
+        return list(found.options.nodes)
+    folder = paths.etc_pve() / "nodes"
+    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
