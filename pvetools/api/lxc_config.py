@@ -49,7 +49,8 @@ def _refuse_unserved(params: CreateParams) -> None:
             raise Refused(f"option '{option}' is not supported yet")
 
 
-@method("POST", "/nodes/{node}/lxc", CreateParams, permission=("/vms/{vmid}", "VM.Allocate"), task="vzcreate")
+@method("POST", "/nodes/{node}/lxc", CreateParams, permission=("/vms/{vmid}", "VM.Allocate"),
+        task=lambda params: "vzrestore" if params.restore else "vzcreate")  # fmt: skip
 def vm_create(params: CreateParams) -> None:
     """Create a container from a template."""
     _refuse_unserved(params)

@@ -45,7 +45,8 @@ class CreateParams(QemuOptions, GuestParams):
     start: bool = field(boolean, "Start it afterwards.", default=False)
 
 
-@method("POST", "/nodes/{node}/qemu", CreateParams, permission=("user",), task="qmcreate")
+@method("POST", "/nodes/{node}/qemu", CreateParams, permission=("user",),
+        task=lambda p: "qmrestore" if p.archive else "qmcreate")  # fmt: skip
 def create_vm(p: CreateParams) -> None:
     """Make a virtual machine, or restore one from a backup."""
     refuse(p, "live-restore", "pool", "ha-managed", "import-working-storage")

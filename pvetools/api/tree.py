@@ -11,7 +11,7 @@ from pvetools.system import paths
 from pvetools.system.errors import NotImplementedMethod, ParamErrors
 
 # modules below pvetools.api that hold rows
-MODULES = ("cluster", "nodes", "qemu", "qemu_config", "lxc", "lxc_config", "storage", "backup", "disks")
+MODULES = ("cluster", "nodes", "qemu", "qemu_config", "lxc", "lxc_config", "storage", "backup", "transfer", "disks")
 VERBS = {"get": "GET", "set": "PUT", "create": "POST", "delete": "DELETE"}
 
 P = TypeVar("P", bound=Record)
@@ -23,8 +23,9 @@ class Method(NamedTuple):
     """One row.
 
     ``permission`` is (path template, privilege, ...) as the access rules will check it; empty means root@pam only,
-    ``("user",)`` any login. ``returns`` is a JSON schema. ``task`` names the task type under which the handler runs:
-    then the caller gets a UPID. ``task_id`` is the parameter that identifies what the task works on.
+    ``("user",)`` any login. ``returns`` is a JSON schema. ``task`` names the task type under which the handler runs, or
+    is a function that tells it from the parameters: then the caller gets a UPID. ``task_id`` is the parameter that
+    identifies what the task works on.
     """
 
     verb: str
@@ -33,7 +34,7 @@ class Method(NamedTuple):
     handler: Handler
     permission: Permission
     returns: Mapping[str, Any]
-    task: str
+    task: str | Callable[[Any], str]
     task_id: str
 
     @property
@@ -55,7 +56,7 @@ def method(
     *,
     permission: Permission = (),
     returns: Mapping[str, Any] = ANY,
-    task: str = "",
+    task: str | Callable[[P], str] = "",
     task_id: str = "vmid",
 ) -> Callable[[Callable[[P], Any]], Method]:
     """Add a function to the tree; the name then stands for the row."""
@@ -81,7 +82,8 @@ _SUBTREES: Mapping[str, tuple[str, ...]] = {
     "storage": ("storage",),
     "nodes/*/qemu": ("qemu", "qemu_config"),
     "nodes/*/lxc": ("lxc", "lxc_config"),
-    "nodes/*/storage": ("storage", "backup"),
+    "nodes/*/storage": ("storage", "backup", "transfer"),
+    "nodes/*/query-url-metadata": ("transfer",),
     "nodes/*/disks": ("disks",),
     "nodes/*/vzdump": ("backup",),
     "nodes/*/tasks": ("nodes",),
@@ -244,4 +246,5 @@ def invoke(row: Method, params: Record) -> Any:
         with task.interruptible():
             return row.handler(params)
     ident = params.given.get(row.task_id, "")
-    return task.run(row.task, str(ident).removeprefix("/dev/"), lambda: row.handler(params))
+    kind = row.task(params) if callable(row.task) else row.task
+    return task.run(kind, str(ident).removeprefix("/dev/"), lambda: row.handler(params))
