@@ -106,18 +106,3 @@ def test_a_row_with_a_task_runs_as_one_and_gives_its_id(root: Path) -> None:
     upid = task.parse_upid(_call("POST", "/nodes/localhost/box/100/status/start"))
     assert (upid.type, upid.id) == ("boxstart", "100")
     assert task.entry_of(upid).status == "OK"
-
-
-@pytest.mark.parametrize(
-    ("path", "given", "kind"),
-    [
-        ("lxc", {"ostemplate": "local:vztmpl/x.tar"}, "vzcreate"),
-        ("lxc", {"ostemplate": "/x.tar", "restore": "1"}, "vzrestore"),
-        ("qemu", {}, "qmcreate"),
-        ("qemu", {"archive": "/x.vma"}, "qmrestore"),
-    ],
-)
-def test_making_and_restoring_guests_are_tasks_of_different_types(path: str, given: dict[str, str], kind: str) -> None:
-    row, _ = tree.find("POST", f"/nodes/localhost/{path}")
-    assert callable(row.task)
-    assert row.task(row.params.check({"node": "localhost", "vmid": "100", **given})) == kind
