@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import stat
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pvetools.system import run
 from pvetools.system.errors import NotFound, PveError
 from pvetools.system.units import MIB
 
@@ -70,6 +72,12 @@ def wait_for(path: Path, timeout: float = 30.0) -> None:
             raise PveError(f"block device '{path}' did not appear within {timeout:g} seconds")
         time.sleep(pause)
         pause = min(2 * pause, 0.2)
+
+
+def signature(path: Path) -> str:
+    """Kind of the file system, partition table, ... that a device holds; empty when there is none."""
+    found = json.loads(run.run(["wipefs", "--no-act", "--json", path]).stdout or "{}").get("signatures", ())
+    return ", ".join(row["type"] for row in found)
 
 
 # Who uses it.

@@ -16,7 +16,7 @@ from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Source
 from pvetools.storage.flat import FlatStorage, Record
 from pvetools.system import lock, paths, run
-from pvetools.system.errors import Exists, NotFound, PveError, RunError
+from pvetools.system.errors import Exists, NotFound, PveError, Refused, RunError
 from pvetools.system.units import KIB
 
 run.PACKAGES |= dict.fromkeys(
@@ -130,6 +130,14 @@ def logicals(group: str) -> list[Logical]:
     return [*found.values()]
 
 
+def group_on(device: Path) -> str | None:
+    """The volume group that lies on a device; empty for a prepared one without a group, None for others."""
+    try:
+        return _report("pvs", "vg_name", str(device))[0]["vg_name"]
+    except NotFound:
+        return None
+
+
 def kib(size: int) -> str:
     """A size as LVM's tools take it, rounded up to whole KiB."""
     return f"{-(-size // KIB)}k"
@@ -180,8 +188,48 @@ class GroupStorage(FlatStorage):
         try:
             found = logicals(self.vg)
         except NotFound:
-            raise PveError(f"storage '{self.id}': volume group '{self.vg}' does not exist") from None
+            found = self._appeared()
         self.remnants = [row for row in found if self.is_remnant(row)]
+
+    def _appeared(self) -> list[Logical]:
+        """The group's volumes, once the LUN below it is there."""
+        try:
+            if self.definition.options.base:
+                self._base()
+            return logicals(self.vg)
+        except NotFound as error:
+            raise PveError(f"storage '{self.id}': volume group '{self.vg}' does not exist ({error})") from None
+
+    def _base(self) -> Path:
+        """The device below the group, a volume of another storage."""
+        from pvetools.storage import volumes
+
+        base = str(self.definition.options.base)
+        found = volumes.source(base)
+        if found.kind != "block":
+            raise Refused(f"volume '{base}' is no block device of this host, so no volume group can lie on it")
+        return found.path
+
+    def prepare(self) -> None:
+        """Make the group on its base if it is not there; a device that holds anything else is refused."""
+        base = self.definition.options.base
+        if not base:
+            return
+        device = self._base()
+        lies = group_on(device)
+        if lies == self.vg:
+            return
+        if lies:
+            raise Refused(f"volume '{base}' holds the volume group '{lies}', not '{self.vg}'")
+        if any(found.name == self.vg for found in groups()):
+            raise Refused(f"there is a volume group '{self.vg}' already, and it does not lie on volume '{base}'")
+        if user := blockdev.user_of(device):
+            raise Refused(f"volume '{base}' is in use by {user}")
+        if lies is None:
+            if kind := blockdev.signature(device):
+                raise Refused(f"volume '{base}' is not empty, it holds {kind}; to lose that: wipefs --all {device}")
+            run.run(["pvcreate", "-qq", device])
+        run.run(["vgcreate", "-qq", self.vg, device])
 
     def is_remnant(self, found: Logical) -> bool:
         """Whether a removal that did not come to its end has left this; one on another node may still be at work."""
