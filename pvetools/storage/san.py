@@ -55,21 +55,30 @@ def portal(text: str, port: int) -> Portal:
     return Portal(match["v6"] or match["host"], int(match["p6"] or match["port"] or port))
 
 
-def reach(place: Portal, timeout: float = PATIENCE) -> str:
-    """The address under which a portal answers; a name may have several.
+def connect(place: Portal, timeout: float = PATIENCE) -> socket.socket:
+    """A connection to a portal; later waits have the same time-out.
 
     Raises:
-        PveError: none answers in time.
+        PveError: it does not answer in time.
     """
     try:
-        with contextlib.closing(socket.create_connection(place, timeout)) as made:
-            return str(made.getpeername()[0])
+        return socket.create_connection(place, timeout)
     except socket.gaierror:
         raise PveError(f"portal '{place}' has no address: the name '{place.host}' is not known") from None
     except TimeoutError:
         raise PveError(f"portal '{place}' does not answer within {timeout:g} seconds") from None
     except OSError as error:
         raise PveError(f"portal '{place}' does not answer: {error.strerror}") from None
+
+
+def reach(place: Portal) -> str:
+    """The address under which a portal answers; a name may have several.
+
+    Raises:
+        PveError: none answers in time.
+    """
+    with contextlib.closing(connect(place)) as made:
+        return str(made.getpeername()[0])
 
 
 def answering(places: Iterable[Portal]) -> list[Portal]:

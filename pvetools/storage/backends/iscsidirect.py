@@ -5,23 +5,22 @@ Volumes are named ``lunN``.  With the option ``username`` and a password the tar
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pvetools.storage import iscsi, san, secrets
+from pvetools.storage import iscsi, iscsi_client, san, secrets
 from pvetools.storage.driver import Network, Source
 from pvetools.storage.flat import Record
 from pvetools.storage.san import Portal
 from pvetools.system import files
-from pvetools.system.errors import NotFound, PveError, RunError
-from pvetools.system.run import run
+from pvetools.system.errors import NotFound, PveError
 
-_TARGET = re.compile(r"Target:(\S+) Portal:")
-_LUN = re.compile(r"Lun:(\d+)\s+Type:DIRECT_ACCESS\b")
 _INITIATOR = re.compile(r"^InitiatorName=(\S+)", re.MULTILINE)
-_NO_LUN = "LOGICAL_UNIT_NOT_SUPPORTED"
+# what QEMU calls itself on a host that has no name for targets
+_NAMELESS = "iqn.2008-11.org.linux-kvm"
 
 
 class IscsiDirect(san.ForeignStorage):
@@ -48,20 +47,6 @@ class IscsiDirect(san.ForeignStorage):
         match = _INITIATOR.search(files.read_text(Path("/etc/iscsi/initiatorname.iscsi")) or "")
         return match[1] if match else ""
 
-    def _ask(self, tool: str, *words: str) -> str:
-        """Run one of libiscsi's tools; it finds name and password in its environment, where only root can read them.
-
-        Raises:
-            RunError: it failed.
-        """
-        environment = {}
-        user = self.definition.options.username
-        if user:
-            environment = {"LIBISCSI_CHAP_USERNAME": user, "LIBISCSI_CHAP_PASSWORD": self._password()}
-        initiator = self._initiator()
-        named = [f"--initiator-name={initiator}"] if initiator else []
-        return run([tool, *named, *words], env=environment, timeout=san.TOOL_PATIENCE).stdout
-
     def _password(self) -> str:
         text = files.read_text(self._secret)
         if text is None:
@@ -70,49 +55,32 @@ class IscsiDirect(san.ForeignStorage):
             )
         return text
 
+    def _session(self) -> contextlib.AbstractContextManager[iscsi_client.Session]:
+        user = self.definition.options.username or ""
+        password = self._password() if user else ""
+        initiator = self._initiator() or _NAMELESS
+        return iscsi_client.session(iscsi_client.Login(self.portal, self.target, initiator, user, password))
+
     def activate(self) -> None:
-        _ = self.target
-        san.reach(self.portal)
-
-    def _numbers(self) -> list[int]:
-        """LUNs of the target that are disks."""
         try:
-            said = self._ask("iscsi-ls", "--show-luns", f"iscsi://{self.portal}")
-        except RunError as error:
-            raise PveError(
-                f"storage '{self.id}': portal '{self.portal}' gives no list of LUNs: {error.stderr}"
-            ) from None
-        found: dict[str, set[int]] = {}  # a target is listed once for each of its portals
-        numbers: set[int] = set()
-        for line in said.splitlines():
-            if match := _TARGET.match(line):
-                numbers = found.setdefault(match[1], set())
-            elif match := _LUN.match(line):
-                numbers.add(int(match[1]))
-        if self.target not in found:
-            raise PveError(f"storage '{self.id}': portal '{self.portal}' does not offer the target '{self.target}'")
-        return sorted(found[self.target])
-
-    def _size(self, number: int) -> int:
-        """Bytes of a LUN.
-
-        Raises:
-            NotFound: there is no such LUN. PveError: the target cannot be reached.
-        """
-        try:
-            return int(self._ask("iscsi-readcapacity16", "-s", f"iscsi://{self.portal}/{self.target}/{number}"))
-        except RunError as error:
-            if _NO_LUN in error.stderr:
-                raise NotFound(f"volume '{self.id}:lun{number}' does not exist") from None
-            raise PveError(f"storage '{self.id}': can't log in to '{self.target}': {error.stderr}") from None
+            with self._session():
+                pass
+        except PveError as error:
+            raise PveError(f"storage '{self.id}': {error}") from None
 
     def records(self) -> Iterator[Record]:
-        for number in self._numbers():
-            yield Record(f"lun{number}", self._size(number))
+        with self._session() as session:
+            found = [*session.disks()]
+        for number, size in found:
+            yield Record(f"lun{number}", size)
 
     def require(self, name: str) -> Record:
         own = self.parse(name).name
-        return Record(own, self._size(int(own.removeprefix("lun"))))
+        try:
+            with self._session() as session:
+                return Record(own, session.size(int(own.removeprefix("lun"))))
+        except NotFound:
+            raise NotFound(f"volume '{self.id}:{name}' does not exist") from None
 
     def device(self, own: str, snapshot: str = "") -> Path:
         return Path(f"iscsi://{self.portal}/{self.target}/{own.removeprefix('lun')}")
