@@ -6,7 +6,7 @@ from typing import Any
 
 from pvetools.api.common import DigestParam, NodeParams
 from pvetools.api.tree import NULL, method
-from pvetools.options.storage import TYPES, StorageOptions
+from pvetools.options.storage import StorageOptions, storage_type
 from pvetools.schema import formats
 from pvetools.schema.core import Record, field
 from pvetools.schema.kinds import boolean, choice, listing, string
@@ -41,7 +41,7 @@ _VOLUME = {
 class ListParams(Record):
     """Parameters of ``GET /storage``."""
 
-    type: str | None = field(choice(*TYPES), "Show only storages of this type.")
+    type: str | None = field(storage_type, "Show only storages of this type.")
 
 
 class StorageName(Record):
@@ -147,7 +147,7 @@ def _row(row: Any) -> dict[str, Any]:
 
 
 def _formats(row: Any) -> dict[str, Any]:
-    kind = TYPES[row.definition.type]
+    kind = row.definition.kind
     default = row.definition.options.format_ or kind.default_format
     return {
         "formats": {"supported": sorted(kind.formats), "default": default},

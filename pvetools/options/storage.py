@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pvetools.options import thirdparty
 from pvetools.options.backup import PruneBackups
 from pvetools.schema import formats
-from pvetools.schema.core import PropertyString, Record, field, nested
+from pvetools.schema.core import Field, Kind, PropertyString, Record, field, nested
 from pvetools.schema.kinds import boolean, choice, integer, listing, number, string
 
 
@@ -20,19 +21,34 @@ class BandwidthLimits(PropertyString):
     restore: float | None = field(number(0), "Limit for restoring guests.")
 
 
+BUILT_IN = (
+    "btrfs", "cephfs", "cifs", "dir", "esxi", "iscsi", "iscsidirect", "lvm", "lvmthin", "nfs", "nvmeof", "pbs", "rbd",
+    "zfs", "zfspool",
+)  # fmt: skip
+
+
+def _parse_type(text: str) -> str:
+    if text not in BUILT_IN and not thirdparty.kind(text):
+        raise ValueError(f"value '{text}' does not have a value in the enumeration '{', '.join(BUILT_IN)}'")
+    return text
+
+
+storage_type = Kind(_parse_type, json={"type": "string", "enum": list(BUILT_IN)})
+
+
 class StorageOptions(Record):
     """All properties that a storage may have; ``TYPES`` says which type has which."""
 
+    @classmethod
+    def find(cls, key: str) -> tuple[Field, int | None] | None:
+        found = super().find(key)
+        if found is None and (row := thirdparty.own_field(key)):
+            return row, None
+        return found
+
     # Of every storage.
     storage: str = field(formats.storage_id, "Name of the storage.", required=True)
-    type: str = field(
-        choice(
-            "btrfs", "cephfs", "cifs", "dir", "esxi", "iscsi", "iscsidirect", "lvm", "lvmthin", "nfs", "nvmeof", "pbs", "rbd",
-            "zfs", "zfspool",
-        ),
-        "Type of the storage.",
-        required=True,
-    )  # fmt: skip
+    type: str = field(storage_type, "Type of the storage.", required=True)
     content: list[str] | None = field(
         listing(formats.content_type), "What it may hold, separated by commas.", note="depends on the type"
     )
@@ -114,7 +130,9 @@ class StorageOptions(Record):
     base: str | None = field(formats.volume_id, "Volume that the volume group lies on.")
     tagged_only: bool | None = field(boolean, "Use only volumes with the tag pve-vm-ID.")
     saferemove: bool | None = field(boolean, "Overwrite volumes with zeros when they are removed.")
-    saferemove_throughput: str | None = field(string(), "Limit for overwriting in bytes per second.")
+    saferemove_throughput: str | None = field(
+        string(r"-?\d+[kKmMgGtT]?"), "Limit for overwriting in bytes per second, such as 10485760 or 10M."
+    )
     saferemove_stepsize: int = field(
         formats.integer_choice(1, 2, 4, 8, 16, 32),
         "MiB that are overwritten at a time.",
@@ -322,3 +340,8 @@ TYPES = {
         formats="raw subvol",
     ),
 }
+
+
+def kind_of(type_: str) -> StorageType | None:
+    """What storages of a type can take; None for an unknown type."""
+    return TYPES.get(type_) or thirdparty.kind(type_)

@@ -8,17 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from pvetools.config import sections
-from pvetools.options.storage import TYPES, StorageOptions
+from pvetools.options.storage import StorageOptions, StorageType, kind_of
 from pvetools.schema.core import NestedErrors
-from pvetools.storage import secrets
-from pvetools.system import paths
-from pvetools.system.errors import ConfigError, Exists, NotFound, ParamErrors, Refused
+from pvetools.storage import registry, secrets
+from pvetools.system import lock, log, paths
+from pvetools.system.errors import ConfigError, DigestMismatch, Exists, NotFound, ParamErrors, PveError, Refused
 
 LOCAL = "local"
 # What `local` takes when nobody configured it: everything, so that a fresh host can hold guests at once.
 LOCAL_CONTENT = "backup,images,import,iso,rootdir,snippets,vztmpl"
 # Declared, kept and shown, but no code gives it an effect yet.
 NOT_SERVED = ("snapshot-as-volume-chain",)
+# Options that say how the storage is reached: a change of one is tried out before it is written.
+CONNECTION = frozenset(
+    {
+        "domain", "encryption-key", "fingerprint", "fs-name", "fuse", "is_mountpoint", "keyring", "krbd", "monhost",
+        "namespace", "options", "password", "pool", "port", "portal", "server", "skip-cert-verification", "smbversion",
+        "subdir", "target", "username",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +39,15 @@ class Definition:
     implicit: bool = False
 
     @property
+    def kind(self) -> StorageType:
+        """What storages of its type can take."""
+        return _kind(self.type)
+
+    @property
     def content(self) -> frozenset[str]:
         """Content types that it may hold."""
         given = self.options.content
-        return TYPES[self.type].default_content if given is None else frozenset(given) - {"none"}
+        return self.kind.default_content if given is None else frozenset(given) - {"none"}
 
     @property
     def enabled(self) -> bool:
@@ -51,10 +64,17 @@ class Definition:
     def as_data(self) -> dict[str, Any]:
         """Options as texts, for output; ``content`` is always there, secrets never are."""
         texts = self.options.texts()
-        for key in TYPES[self.type].sensitive:
+        for key in self.kind.sensitive:
             texts.pop(key, None)
         texts["content"] = ",".join(sorted(self.content)) or "none"
         return texts
+
+
+def _kind(type_: str) -> StorageType:
+    kind = kind_of(type_)
+    if kind is None:
+        raise Refused(f"unsupported type '{type_}'")
+    return kind
 
 
 def _local() -> Definition:
@@ -68,14 +88,22 @@ def load() -> sections.SectionFile:
 
 
 def _read(file: sections.SectionFile, section: sections.Section) -> Definition:
-    if section.type not in TYPES:
-        raise ConfigError(file.path, section.line, f"storage '{section.id}': unsupported type '{section.type}'")
     raw = {key: section.get(key) for key in section.values} | {"storage": section.id, "type": section.type}
     try:
-        return Definition(section.id, section.type, StorageOptions.read(raw))
+        kind = _kind(section.type)
+        known = {key: text for key, text in raw.items() if key in kind.options or key in StorageOptions.FIELDS}
+        return Definition(section.id, section.type, StorageOptions.read(_placed(section.id, kind, known)))
     except NestedErrors as error:
         why = "; ".join(f"{key}: {reason}" for key, reason in error.errors.items())
         raise ConfigError(file.path, section.line, f"storage '{section.id}': {why}") from None
+    except PveError as error:
+        raise ConfigError(file.path, section.line, f"storage '{section.id}': {error}") from None
+
+
+def _placed(name: str, kind: StorageType, raw: Mapping[str, str]) -> dict[str, str]:
+    """With the mount point that storages of a server get when none is given."""
+    mounted = "path" in kind.options - kind.required
+    return {**({"path": str(paths.mount_dir() / name)} if mounted else {}), **raw}
 
 
 def get(name: str) -> Definition:
@@ -113,13 +141,13 @@ def check(name: str, type_: str, raw: Mapping[str, str]) -> StorageOptions:
         ParamErrors: by option. Refused: an option without effect in this version.
     """
     errors: dict[str, str] = {}
-    kind = TYPES.get(type_)
-    if kind is None:
-        raise ParamErrors({"type": f"value '{type_}' does not have a value in the enumeration '{', '.join(TYPES)}'"})
     try:
         options = StorageOptions.check({**raw, "storage": name, "type": type_})
     except NestedErrors as error:
-        errors, options = dict(error.errors), StorageOptions.read({"storage": LOCAL, "type": type_})
+        errors, options = dict(error.errors), StorageOptions.read({"storage": LOCAL})
+    if "type" in errors:
+        raise ParamErrors(errors)
+    kind = _kind(type_)
     errors |= {key: f"unexpected property for storage type '{type_}'" for key in raw if key not in kind.options}
     errors |= {key: "property is missing and it is not optional" for key in kind.required if key not in raw}
     for content in options.content or ():
@@ -138,6 +166,11 @@ def _refuse_unserved(name: str, options: StorageOptions, keys: Iterable[str]) ->
             raise Refused(f"option '{key}' has no effect in this version, so storage '{name}' can't have it")
 
 
+def _defining(name: str) -> contextlib.AbstractContextManager[None]:
+    """Held while a storage is tried out, which may take long: the file itself is locked only to be written."""
+    return lock.locked(paths.lock_dir() / f"define-{name}.lock", 60.0, what=f"the definition of storage '{name}'")
+
+
 def add(name: str, type_: str, raw: Mapping[str, str]) -> Definition:
     """Define a storage, once it has proven to be usable where it is meant for this node.
 
@@ -145,59 +178,113 @@ def add(name: str, type_: str, raw: Mapping[str, str]) -> Definition:
 
     Raises:
         ParamErrors, Refused: wrong options or a type that is not served. Exists: the name is used.
-        Errors of the storage.
+        Errors of the storage: nothing of it is left then.
     """
-    from pvetools.storage import registry
-
     options = check(name, type_, raw)
     registry.require(type_)
     _refuse_unserved(name, options, raw)
-    made = Definition(name, type_, options)
-    with contextlib.ExitStack() as undo, sections.editing(paths.storage_config()) as file:
-        if name == LOCAL and file.get(name) is None:
-            raise Exists("storage 'local' is built in; change it with: pvesm set local ...")
-        texts = options.texts()
-        del texts["storage"], texts["type"]
-        hidden = {key: texts.pop(key) for key in TYPES[type_].sensitive & texts.keys()}
-        file.add(type_, name, texts)
-        undo.callback(secrets.remove, name, type_, TYPES[type_].sensitive)
-        secrets.write(name, type_, hidden)
-        if made.enabled and made.on_node(paths.node()):
-            registry.driver(made).activate()
+    texts = _placed(name, _kind(type_), options.texts())
+    hidden = {key: texts.pop(key) for key in _kind(type_).sensitive & texts.keys()}
+    made = Definition(name, type_, StorageOptions.read(texts))
+    del texts["storage"], texts["type"]
+    with _defining(name), contextlib.ExitStack() as undo:
+        _check_new(name)
+        secrets.change(name, type_, hidden, (), undo)
+        if _is_here(made):
+            _prove(made, undo)
+        with sections.editing(paths.storage_config()) as file:
+            file.add(type_, name, texts)
         undo.pop_all()
     return made
+
+
+def _check_new(name: str) -> None:
+    file = load()
+    if file.get(name):
+        raise Exists(f"'{name}' is already defined in {file.path}")
+    if name == LOCAL:
+        raise Exists("storage 'local' is built in; change it with: pvesm set local ...")
+
+
+def _is_here(found: Definition) -> bool:
+    return found.enabled and found.on_node(paths.node())
+
+
+def _prove(made: Definition, undo: contextlib.ExitStack) -> None:
+    """Activate a new storage and ask it for its space; undone, it is let go again."""
+    from pvetools.storage import probe
+
+    registry.driver(made).prepare()
+    undo.callback(probe.release, made)
+    probe.prove(made, probe.space)
 
 
 def update(name: str, raw: Mapping[str, str], delete: Sequence[str] = (), digest: str = "") -> Definition:
     """Change and delete options of a storage; of the implicit ``local`` this writes the definition.
 
+    A change of the way to its server has to prove that it works, and counts at once where nobody uses the storage.
+
     Raises:
         ParamErrors, Refused: wrong options, or fixed ones. NotFound. DigestMismatch.
+        Errors of the storage: all is as it was before.
     """
-    with sections.editing(paths.storage_config(), digest) as file:
-        section = file.get(name)
-        if section is None:
-            implicit = get(name)
-            texts = implicit.options.texts()
-            section = file.add(implicit.type, name, {key: texts[key] for key in ("path", "content")})
-        _check_change(section, raw, delete)
-        values = {key: value for key, value in section.values.items() if key not in delete}
-        values |= raw
-        plain = {key: value if isinstance(value, str) else value[-1] for key, value in values.items()}
-        options = check(name, section.type, plain)
-        _refuse_unserved(name, options, raw)
-        canonical = options.texts()
-        sensitive = TYPES[section.type].sensitive
-        section.values = {
-            key: canonical[key] if key in raw else value for key, value in values.items() if key not in sensitive
-        }
-        secrets.write(name, section.type, {key: canonical[key] for key in sensitive & raw.keys()})
-        secrets.remove(name, section.type, sensitive & {*delete})
-    return Definition(name, section.type, options)
+    with _defining(name), contextlib.ExitStack() as undo:
+        file = load()
+        if digest and digest != file.digest:
+            raise DigestMismatch(file.path.name)
+        before = get(name) if file.get(name) is None else _read(file, _section(file, name))
+        made, hidden = _change(file, name, raw, delete)
+        secrets.change(name, made.type, hidden, made.kind.sensitive & {*delete}, undo)
+        if _is_here(made) and CONNECTION & {*raw, *delete}:
+            _renew(before, made)
+        with sections.editing(paths.storage_config(), digest) as file:
+            _change(file, name, raw, delete)
+        undo.pop_all()
+    return made
+
+
+def _section(file: sections.SectionFile, name: str) -> sections.Section:
+    """The section of a storage; of the implicit ``local`` it is made."""
+    section = file.get(name)
+    if section is None:
+        implicit = get(name)
+        texts = implicit.options.texts()
+        section = file.add(implicit.type, name, {key: texts[key] for key in ("path", "content")})
+    return section
+
+
+def _change(
+    file: sections.SectionFile, name: str, raw: Mapping[str, str], delete: Sequence[str]
+) -> tuple[Definition, dict[str, str]]:
+    """Change a section; gives what is defined then, and the new secrets, which do not stand in it."""
+    section = _section(file, name)
+    _check_change(section, raw, delete)
+    values = {key: value for key, value in section.values.items() if key not in delete} | dict(raw)
+    plain = {key: value if isinstance(value, str) else value[-1] for key, value in values.items()}
+    options = check(name, section.type, plain)
+    _refuse_unserved(name, options, raw)
+    canonical, kind = options.texts(), _kind(section.type)
+    hidden = {key: canonical[key] for key in kind.sensitive & raw.keys()}
+    section.values = {
+        key: canonical[key] if key in raw else value for key, value in values.items() if key not in kind.sensitive
+    }
+    shown = {key: text for key, text in canonical.items() if key not in kind.sensitive}
+    return Definition(name, section.type, StorageOptions.read(_placed(name, kind, shown))), hidden
+
+
+def _renew(before: Definition, made: Definition) -> None:
+    """Let a storage that is to be reached in another way prove itself, and take that way if nobody uses the old one."""
+    from pvetools.storage import probe
+
+    probe.prove(made, probe.verified)
+    busy = probe.released(before)
+    probe.prove(made, probe.space)
+    if busy:
+        log.warn(f"{busy}; the change counts from the next time that the storage is activated")
 
 
 def _check_change(section: sections.Section, raw: Mapping[str, str], delete: Sequence[str]) -> None:
-    kind = TYPES.get(section.type)
+    kind = kind_of(section.type)
     if kind is None:
         raise Refused(f"storage '{section.id}': unsupported type '{section.type}'")
     errors: dict[str, str] = {}
@@ -216,19 +303,36 @@ def _check_change(section: sections.Section, raw: Mapping[str, str], delete: Seq
 
 
 def remove(name: str) -> None:
-    """Delete a storage's definition and its secrets; its data stays.
+    """Delete a storage's definition and its secrets, and deactivate it; its data stays.
+
+    What hinders the deactivation is told in a warning.
 
     Raises:
-        NotFound. Refused: ``local`` cannot be removed while it stands in no file.
+        NotFound. Refused: another storage lies on it; ``local`` cannot be removed while it stands in no file.
     """
-    with sections.editing(paths.storage_config()) as file:
-        if file.get(name) is None and name == LOCAL:
+    from pvetools.storage import probe
+
+    with _defining(name):
+        with sections.editing(paths.storage_config()) as file:
+            section = _removable(file, name)
+            file.remove(name)
+        kind = kind_of(section.type)
+        if kind is None:
+            return
+        with contextlib.suppress(ConfigError):
+            probe.release(_read(file, section))
+        secrets.remove(name, section.type, kind.sensitive)
+
+
+def _removable(file: sections.SectionFile, name: str) -> sections.Section:
+    section = file.get(name)
+    if section is None and name == LOCAL:
+        raise Refused("storage 'local' is built in and can't be removed; disable it with: pvesm set local --disable 1")
+    if section is None:
+        raise NotFound(f"storage '{name}' does not exist")
+    for other in file.sections:
+        if other.get("base").startswith(f"{name}:"):
             raise Refused(
-                "storage 'local' is built in and can't be removed; disable it with: pvesm set local --disable 1"
+                f"storage '{name}' can't be removed: storage '{other.id}' lies on its volume '{other.get('base')}'"
             )
-        section = file.get(name)
-        if section is None:
-            raise NotFound(f"storage '{name}' does not exist")
-        file.remove(name)
-        if section.type in TYPES:
-            secrets.remove(name, section.type, TYPES[section.type].sensitive)
+    return section

@@ -142,8 +142,14 @@ class Driver(Protocol):
     info: Capabilities
     definition: Definition
 
+    def prepare(self) -> None:
+        """Make what is missing below the storage, just before it is defined, if its options ask for that."""
+
     def activate(self) -> None:
         """Make the storage usable, or say why it is not. Cheap when it is usable already."""
+
+    def verify(self) -> None:
+        """Prove that the storage can be reached as it is defined, also while it is active with an older definition."""
 
     def deactivate(self) -> None:
         """Undo ``activate``: unmount, log out; what guests use stays. For a storage that is removed."""

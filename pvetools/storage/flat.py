@@ -226,6 +226,15 @@ class FlatStorage(ABC):
 
     # What a backend without these capabilities inherits; callers ask ``info`` before.
 
+    @abstractmethod
+    def activate(self) -> None: ...
+
+    def verify(self) -> None:
+        self.activate()
+
+    def prepare(self) -> None:  # noqa: B027 - nothing to make is the usual case
+        """Nothing to make."""
+
     def deactivate(self) -> None:  # noqa: B027 - nothing to undo is the usual case
         """Nothing to undo."""
 

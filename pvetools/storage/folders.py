@@ -15,6 +15,7 @@ from pvetools.config import guest
 from pvetools.storage import images, inuse, names
 from pvetools.storage.definition import NOT_SERVED, Definition
 from pvetools.storage.driver import Capabilities, Snapshot, Source, Space, Volume, Wish
+from pvetools.storage.imported import Guest
 from pvetools.storage.names import VolumeName
 from pvetools.system import files, lock, log, run
 from pvetools.system.errors import Exists, NotFound, PveError, Refused, RunError
@@ -67,8 +68,14 @@ class FolderStorage:
     def attach(self) -> None:
         """Make the directory reachable, or say why it is not: nothing to do for one that is simply there."""
 
+    def prepare(self) -> None:
+        """Nothing to make: ``activate`` makes folders."""
+
     def deactivate(self) -> None:
         """Nothing to undo for a directory that is simply there."""
+
+    def verify(self) -> None:
+        self.activate()
 
     def activate(self) -> None:
         options = self.definition.options
@@ -435,6 +442,34 @@ class FolderStorage:
                 raise self._explained(error, wish.size) from error
             undo.pop_all()
         return f"{parsed.vmid}/{base.name}/{vmid}/{own}"
+
+    # Guests from elsewhere.
+
+    def guest(self, name: str) -> Guest:
+        from pvetools.storage import ova, ovf
+
+        parsed, path = self.parse(name), self.path(name)
+        self._require(name, path)
+        if parsed.content == "import" and parsed.format == "ova":
+            return ova.guest(path, f"{name}/")
+        if parsed.content == "import" and parsed.format == "ovf":
+            return ovf.parse(path.read_bytes(), ovf.beside(path, "import/"))
+        raise Refused(f"volume '{self.id}:{name}' describes no guest: an OVA archive or an OVF descriptor is expected")
+
+    @contextlib.contextmanager
+    def importable(self, name: str) -> Iterator[Source]:
+        from pvetools.storage import incoming, ova
+
+        parsed, folder = self.parse(name), self.directory("import")
+        archive, slash, disk = parsed.name.partition("/")
+        if parsed.format in ("ova", "ovf"):
+            raise Refused(f"volume '{self.id}:{name}' is no disk; name one of its disks, as import-metadata shows them")
+        if not slash:
+            yield self.source(name)
+            return
+        with incoming.part(folder) as temporary:
+            ova.extract(folder / archive, disk, temporary)
+            yield Source("file", temporary, parsed.format.removeprefix("ova+"))
 
     # Attributes.
 

@@ -8,10 +8,11 @@ from typing import TypeVar
 from pvetools.storage import registry
 from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Driver, Space
-from pvetools.system import apart
+from pvetools.system import apart, log
 from pvetools.system.errors import PveError
 
-STATUS_TIMEOUT = 10.0
+STATUS_TIMEOUT = 12.0
+PROOF_TIMEOUT = 30.0
 LIST_TIMEOUT = 60.0
 
 T = TypeVar("T")
@@ -44,3 +45,34 @@ def space(driver: Driver) -> Space:
     """The question for size and free space; it activates the storage."""
     driver.activate()
     return driver.status()
+
+
+def verified(driver: Driver) -> None:
+    """The question whether the storage can be reached as it is defined now, also while it is active as before."""
+    driver.verify()
+
+
+def prove(found: Definition, question: Callable[[Driver], object]) -> None:
+    """Ask one storage.
+
+    Raises:
+        PveError: the answer is missing, with the reason.
+    """
+    answer = ask([found], question, PROOF_TIMEOUT)[found.id]
+    if isinstance(answer, PveError):
+        raise answer
+
+
+def released(found: Definition) -> str:
+    """Deactivate a storage; gives what hinders that, empty when nothing does."""
+    try:
+        prove(found, lambda driver: driver.deactivate())
+    except PveError as error:
+        return str(error)
+    return ""
+
+
+def release(found: Definition) -> None:
+    """Deactivate a storage as far as that works; what does not is told in a warning."""
+    if hindrance := released(found):
+        log.warn(hindrance)

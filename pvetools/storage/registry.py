@@ -1,10 +1,15 @@
-"""Which backend serves which type of storage: one row a type. Types without a row are declared but not served."""
+"""Which backend serves which type of storage: one row a type. Types without a row are declared but not served.
+
+Other packages bring types of their own along, see ``options/thirdparty.py``.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, cast
 
+from pvetools.options import thirdparty
+from pvetools.options.storage import TYPES
 from pvetools.system.errors import Refused
 
 if TYPE_CHECKING:
@@ -23,15 +28,19 @@ SERVED = {
 }
 
 
-def require(type_: str) -> str:
-    """The backend's module and class.
+def serves(type_: str) -> bool:
+    """Whether there is a backend for a type, of ours or of another package."""
+    return type_ in SERVED or (type_ not in TYPES and thirdparty.backend(type_) is not None)
+
+
+def require(type_: str) -> None:
+    """There must be a backend for a type.
 
     Raises:
-        Refused: no backend serves this type.
+        Refused: no backend serves it.
     """
     if not serves(type_):
         raise Refused(f"storage type '{type_}' is not served by this version, only: {', '.join(sorted(SERVED))}")
-    return SERVED.get(type_) or thirdparty.backend(type_)
 
 
 def driver(definition: Definition) -> Driver:
@@ -40,5 +49,8 @@ def driver(definition: Definition) -> Driver:
     Raises:
         Refused: no backend serves its type.
     """
-    module, _, name = require(definition.type).partition(":")
+    require(definition.type)
+    if definition.type not in SERVED:
+        return cast("Driver", thirdparty.backend(definition.type)(definition))
+    module, _, name = SERVED[definition.type].partition(":")
     return cast("Driver", getattr(importlib.import_module(module), name)(definition))

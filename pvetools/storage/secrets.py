@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,7 @@ _PLACES: dict[tuple[str, str], _Place] = {
 
 
 def _place(type_: str, option: str) -> _Place:
-    return _PLACES.get((type_, option)) or _PLACES["", option]
+    return _PLACES.get((type_, option)) or _PLACES.get(("", option)) or _Place(f"storage/{{id}}.{option}")
 
 
 def path(storage: str, type_: str, option: str) -> Path:
@@ -51,7 +52,37 @@ def write(storage: str, type_: str, given: Mapping[str, str]) -> None:
         files.write_atomic(place, _place(type_, option).form.format(secret=secret.rstrip("\n")), mode=0o600)
 
 
+def read(storage: str, type_: str, option: str) -> str | None:
+    """A secret as it was given; None: there is none."""
+    text = files.read_text(path(storage, type_, option))
+    if text is None:
+        return None
+    before = _place(type_, option).form.partition("{secret}")[0]
+    return text.strip("\n").removeprefix(before)
+
+
 def remove(storage: str, type_: str, options: Iterable[str]) -> None:
     """Forget secrets; those that were never given are no error."""
     for option in options:
         files.remove(path(storage, type_, option))
+
+
+def change(storage: str, type_: str, given: Mapping[str, str], gone: Iterable[str], undo: contextlib.ExitStack) -> None:
+    """Keep new secrets and forget others; what is undone brings the old ones back.
+
+    Raises:
+        PveError: as ``write``.
+    """
+    gone = set(gone)
+    for option in [*given, *gone]:
+        place = path(storage, type_, option)
+        undo.callback(_put_back, place, files.read_text(place))
+    write(storage, type_, given)
+    remove(storage, type_, gone)
+
+
+def _put_back(place: Path, text: str | None) -> None:
+    if text is None:
+        files.remove(place)
+    else:
+        files.write_atomic(place, text, mode=0o600)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pvetools.options.storage import BandwidthLimits
 from pvetools.storage import access, definition, names, probe, registry
 from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Driver, Snapshot, Source, Space, Volume, Wish
+from pvetools.storage.imported import Guest, ImportSource
 from pvetools.system import log, paths
 from pvetools.system.errors import Forbidden, NotFound, PveError, Refused
 
@@ -164,7 +166,7 @@ def locate(text: str) -> Path:
 def volume_id(file: Path) -> str | None:
     """The volume id of a file on one of the storages; None for foreign files."""
     for storage, found in storages().items():
-        if found.type not in registry.SERVED or not found.enabled:
+        if not registry.serves(found.type) or not found.enabled:
             continue
         driver = registry.driver(found)
         name = driver.name_of(file) if driver.info.files else None
@@ -206,6 +208,32 @@ def info(volid: str) -> Volume:
     """
     driver, name = _ready(volid)
     return driver.volume(name)
+
+
+def guest(volid: str) -> Guest:
+    """What a volume of content type ``import`` says about the guest that it describes.
+
+    Raises:
+        NotFound. Refused: it describes none. PveError: it is damaged. As ``usable``.
+    """
+    driver, name = _ready(volid)
+    if not isinstance(driver, ImportSource):
+        raise Refused(f"storage '{driver.definition.id}' holds no guests to import")
+    return driver.guest(name)
+
+
+@contextlib.contextmanager
+def importable(volid: str) -> Iterator[Source]:
+    """A disk of content type ``import`` in the reach of QEMU's tools, as long as the block lasts.
+
+    Raises:
+        NotFound. Refused: it is no disk. PveError: it can't be unpacked or fetched. As ``usable``.
+    """
+    driver, name = _ready(volid)
+    if not isinstance(driver, ImportSource):
+        raise Refused(f"storage '{driver.definition.id}' holds no disks to import")
+    with driver.importable(name) as found:
+        yield found
 
 
 def exists(volid: str) -> bool:
@@ -268,10 +296,8 @@ def default_format(storage: str) -> str:
     Raises:
         NotFound: no such storage.
     """
-    from pvetools.options.storage import TYPES
-
     found = definition.get(storage)
-    return found.options.format_ or TYPES[found.type].default_format
+    return found.options.format_ or found.kind.default_format
 
 
 def alloc(storage: str, vmid: int, size: int, *, format: str = "", name: str = "", content: str = "images") -> str:

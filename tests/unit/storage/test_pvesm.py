@@ -89,13 +89,13 @@ def test_status_can_be_limited(ok: Callable[..., str], root: Path) -> None:
 
 
 def test_a_storage_that_cannot_be_used_is_inactive_and_says_why(run: Callable[..., Ran], root: Path) -> None:
-    paths.storage_config().write_text(f"dir: gone\n\tpath {root}/gone\n\tmkdir 0\n\nnfs: far\n\tpath /x\n")
+    paths.storage_config().write_text(f"dir: gone\n\tpath {root}/gone\n\tmkdir 0\n\npbs: far\n\tdatastore x\n")
     ran = run("status")
     assert ran.code == 0
     assert "gone          dir   inactive" in ran.out
     assert f"WARN: unable to activate storage 'gone' - directory '{root}/gone' does not exist" in ran.err
-    assert "far           nfs   inactive" in ran.out
-    assert "WARN: storage type 'nfs' is not served by this version" in ran.err
+    assert "far           pbs   inactive" in ran.out
+    assert "WARN: storage type 'pbs' is not served by this version" in ran.err
 
 
 def test_list_has_the_columns_of_proxmox_ve_in_bytes(ok: Callable[..., str], root: Path) -> None:
@@ -192,7 +192,7 @@ WRONG = [
     (["add", "dir", "new", *PATH, "--snapshot-as-volume-chain", "1"], "has no effect in this version"),
     (["add", "dir", "1x", *PATH], "storage: invalid format - value '1x'"),
     (["add", "fancy", "new", *PATH], "type: value 'fancy' does not have a value in the enumeration"),
-    (["add", "nfs", "new", *PATH, "--server", "a", "--export", "/b"], "storage type 'nfs' is not served"),
+    (["add", "pbs", "new", "--server", "a", "--datastore", "b"], "storage type 'pbs' is not served"),
     (["add", "dir", "local", *PATH], "storage 'local' is built in"),
     (["add", "dir", "used", *PATH], "'used' is already defined in"),
     (["add", "dir", "new", "--path", "/proc/nope"], "unable to activate storage 'new' - directory '/proc/nope'"),

@@ -205,10 +205,10 @@ def test_storages_that_may_not_be_used_say_why(root: Path, option: str, sentence
 
 
 def test_unknown_storages_and_types_are_named(root: Path) -> None:
-    configure("nfs: far\n\tpath /mnt/far\n\tserver 10.0.0.1\n\texport /x\n\nfancy: ff\n\tpath /f\n")
+    configure("pbs: far\n\tdatastore main\n\tserver 10.0.0.1\n\tcontent images\n\nfancy: ff\n\tpath /f\n")
     with pytest.raises(NotFound, match="storage 'nope' does not exist"):
         volumes.alloc("nope", 100, MIB)
-    with pytest.raises(Refused, match="storage type 'nfs' is not served by this version, only: dir"):
+    with pytest.raises(Refused, match="storage type 'pbs' is not served by this version, only: "):
         volumes.alloc("far", 100, MIB)
     with pytest.raises(PveError, match=r"line 6: storage 'ff': unsupported type 'fancy'"):
         volumes.alloc("ff", 100, MIB)
