@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pvetools.backup import joblog, nbd, vma, vmconf
+from pvetools.backup import joblog, vma, vmconf
 from pvetools.backup.guestrun import Run
 from pvetools.backup.journal import Journal
 from pvetools.backup.progress import Progress
@@ -23,7 +23,7 @@ from pvetools.guest.qemu import buses, hypervisor, lifecycle
 from pvetools.guest.qemu.lifecycle import StartOptions
 from pvetools.options.backup import Fleecing
 from pvetools.options.qemu import Agent, QemuOptions
-from pvetools.system import files, paths
+from pvetools.system import files, nbd, paths
 from pvetools.system.errors import NotFound, PveError
 from pvetools.system.streams import Source
 from pvetools.system.units import format_size

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from pvetools.backup import extract, nbd, signals, vma, vmconf
+from pvetools.backup import extract, signals, vma, vmconf
 from pvetools.backup.vma_format import Device
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig
@@ -21,7 +21,7 @@ from pvetools.guest.common.kind import used_volumes
 from pvetools.guest.qemu.kind import QEMU
 from pvetools.network import mac
 from pvetools.storage import volumes
-from pvetools.system import compress, files, lock, log, paths, task
+from pvetools.system import compress, files, lock, log, nbd, paths, task
 from pvetools.system.errors import Exists, NotFound, ParamErrors, PveError, Refused
 from pvetools.system.streams import FileTarget, Target
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.backup import nbd, vma
+from pvetools.backup import vma
 from pvetools.backup.vma_format import CLUSTER
-from pvetools.system import compress
+from pvetools.system import compress, nbd
 from pvetools.system.errors import MissingTool, PveError
 from pvetools.system.streams import MIB, FileSource, Target, poll_one
 from tests.unit.backup import samples
@@ -190,7 +190,7 @@ def test_a_server_that_dies_while_it_is_written_is_an_error(tmp_path: Path) -> N
 KILLED = """
 import sys, time
 from pathlib import Path
-from pvetools.backup import nbd
+from pvetools.system import nbd
 with nbd.image(Path(sys.argv[1]), "qcow2"):
     print("ready", flush=True)
     time.sleep(600)
@@ -289,7 +289,8 @@ def test_a_missing_binding_is_named_with_its_package(tmp_path: Path, monkeypatch
 MEMORY = """
 import sys
 from pathlib import Path
-from pvetools.backup import nbd, vma
+from pvetools.backup import vma
+from pvetools.system import nbd
 source, target, archive = map(Path, sys.argv[1:])
 for _ in range(3):
     with nbd.image(source, "raw") as export, archive.open("wb") as file:

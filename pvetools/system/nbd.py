@@ -209,13 +209,13 @@ def _connect(path: Path, label: str, alive: Callable[[], None] | None) -> socket
 
 
 @contextlib.contextmanager
-def image(path: Path, form: str, *, read_only: bool = True, known_zero: bool = False) -> Iterator[Export]:
+def image(path: Path | str, form: str, *, read_only: bool = True, known_zero: bool = False) -> Iterator[Export]:
     """An image that no guest is using, served by a qemu-nbd of our own that ends with the block.
 
     It also ends when this process is killed.
 
     Args:
-        path: image or block device.
+        path: image or block device; as a text, what else qemu-nbd opens (``rbd:...``).
         form: ``raw``, ``qcow2``, ...
         read_only: for backup; otherwise it may be written.
         known_zero: as a restore target it is empty, so zeros need not be written.
@@ -227,13 +227,13 @@ def image(path: Path, form: str, *, read_only: bool = True, known_zero: bool = F
 
     from pvetools.system.run import DEVNULL, popen
 
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         raise PveError(f"no such image '{path}'")
     with tempfile.TemporaryDirectory(prefix="pvetools-nbd-") as folder, tempfile.TemporaryFile() as errors:
         link = Path(folder) / "nbd"
         options = ["-r"] if read_only else ["--discard=unmap"]
         server = popen(
-            ["qemu-nbd", *options, "-f", form, "-k", link, path.absolute()],
+            ["qemu-nbd", *options, "-f", form, "-k", link, path.absolute() if isinstance(path, Path) else path],
             stdout=DEVNULL,
             stderr=errors,
             env=_KEEP_MEMORY,
@@ -250,7 +250,7 @@ def image(path: Path, form: str, *, read_only: bool = True, known_zero: bool = F
                 server.wait()
 
 
-def _connected(server: Process, link: Path, path: Path, errors: IO[bytes], *, known_zero: bool) -> Export:
+def _connected(server: Process, link: Path, path: Path | str, errors: IO[bytes], *, known_zero: bool) -> Export:
     """The export of a server that was just started; one that refuses the image hangs up, and then says why and ends."""
     try:
         return Export(link, label=str(path), known_zero=known_zero, alive=lambda: _check(server, path, errors))
@@ -262,7 +262,7 @@ def _connected(server: Process, link: Path, path: Path, errors: IO[bytes], *, kn
         raise
 
 
-def _check(server: Process, path: Path, errors: IO[bytes]) -> None:
+def _check(server: Process, path: Path | str, errors: IO[bytes]) -> None:
     """Raise what the server had to say when it ended."""
     code = server.poll()
     if code is None:
@@ -272,7 +272,7 @@ def _check(server: Process, path: Path, errors: IO[bytes]) -> None:
     raise PveError(f"cannot serve '{path}': {last_words(errors) or f'qemu-nbd ended with status {code}'}")
 
 
-def _await_end(server: Process, path: Path, errors: IO[bytes]) -> None:
+def _await_end(server: Process, path: Path | str, errors: IO[bytes]) -> None:
     """Wait for the server to store what it holds and to end well."""
     deadline = time.monotonic() + CLOSE_TIMEOUT
     while server.poll() is None:
