@@ -135,15 +135,20 @@ def parse_zpools(text: str) -> frozenset[str]:
     return frozenset(word for line in text.splitlines() for word in line.split() if word.startswith("/dev/"))
 
 
-def pools() -> dict[str, frozenset[str]]:
-    """Imported ZFS pools, each with the device nodes that it lies on."""
+def parse_members(text: str) -> dict[str, frozenset[str]]:
+    """Pools and their devices in the output of ``zpool list -HPLv``."""
     found: dict[str, set[str]] = {}
     pool = ""
-    for line in _said("zpool", "list", "-HPLv").splitlines():
+    for line in text.splitlines():
         if line and not line[0].isspace():
             pool = line.split()[0]
         found.setdefault(pool, set()).update(parse_zpools(line))
     return {name: frozenset(devices) for name, devices in found.items() if devices}
+
+
+def pools() -> dict[str, frozenset[str]]:
+    """Imported ZFS pools, each with the device nodes that it lies on."""
+    return parse_members(_said("zpool", "list", "-HPLv"))
 
 
 def partition_number(part: Block) -> int:

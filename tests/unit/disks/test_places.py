@@ -1,0 +1,117 @@
+"""Mount units, sizes of thin pools, storages that are defined together with their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pvetools.storage import definition
+from pvetools.storage.disks import directory, groups, storages
+from pvetools.system import paths
+from pvetools.system.errors import Exists, ParamErrors, Refused
+from pvetools.system.units import GIB, KIB, MIB
+
+
+@pytest.mark.parametrize(
+    ("path", "unit"),
+    [
+        ("/mnt/pve/data", "mnt-pve-data"),
+        ("/mnt/pve/my-data.2_x", r"mnt-pve-my\x2ddata.2_x"),
+        ("//mnt//x/", "mnt-x"),
+        ("/.hidden", r"\x2ehidden"),
+        ("/mnt/ä b", r"mnt-\xc3\xa4\x20b"),
+    ],
+)
+def test_names_of_units(path: str, unit: str) -> None:
+    assert directory.escape(path) == unit
+
+
+def test_a_unit_is_read_as_it_was_written() -> None:
+    text = directory.unit_text("data", "/dev/disk/by-uuid/1", Path("/mnt/pve/data"), "xfs")
+    assert directory.parse_unit(text) == {
+        "Options": "defaults", "Type": "xfs", "What": "/dev/disk/by-uuid/1", "Where": "/mnt/pve/data",
+    }  # fmt: skip
+    assert directory.parse_unit("# What=x\n[Unit]\nWhat=a\n[Mount]\n;What=b\nWhat = c\n") == {"What": "c"}
+
+
+@given(st.text())
+def test_no_unit_breaks_the_list(text: str) -> None:
+    directory.parse_unit(text)
+
+
+@given(st.integers(0, 1 << 50))
+def test_a_thin_pool_fits_into_its_group(free: int) -> None:
+    try:
+        data, metadata = groups.thin_sizes(free)
+    except Refused:
+        assert free < 3 * GIB + groups.SPARE + 4 * KIB
+        return
+    assert data + 2 * metadata <= free - groups.SPARE
+    assert data >= GIB
+    assert GIB <= metadata <= 16 * GIB
+    assert data % KIB == metadata % KIB == 0
+
+
+def test_sizes_of_thin_pools() -> None:
+    assert groups.thin_sizes(6 * GIB) == (6 * GIB - 128 * MIB - 2 * GIB, GIB)
+    row = {"lv_name": "data", "vg_name": "pve", "lv_size": "1000", "data_percent": "12.50", "lv_metadata_size": "200",
+           "metadata_percent": ""}  # fmt: skip
+    assert groups.pool_of(row) == {
+        "lv": "data", "vg": "pve", "lv_size": 1000, "used": 125, "metadata_size": 200, "metadata_used": 0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PVETOOLS_ROOT", str(tmp_path))
+    paths.ensure_tree()
+    return tmp_path
+
+
+def configured(text: str) -> None:
+    paths.storage_config().write_text(text)
+
+
+def on_vg(found: definition.Definition) -> bool:
+    return found.options.vgname == "data"
+
+
+def test_what_is_wrong_with_a_storage_is_told_before_anything_is_made(root: Path) -> None:
+    with pytest.raises(ParamErrors):
+        storages.New("data", "lvm", {"vgname": "/"})
+    configured("dir: data\n\tpath /x\n")
+    with pytest.raises(Exists, match="storage 'data' exists already"):
+        storages.New("data", "lvm", {"vgname": "data"})
+
+
+def test_a_storage_of_another_node_is_joined(root: Path) -> None:
+    configured("lvm: data\n\tvgname data\n\tnodes other\n")
+    storages.New("data", "lvm", {"vgname": "data", "content": "images"}).add()
+    assert definition.get("data").options.nodes == ["other", paths.node()]
+    with pytest.raises(Exists):
+        storages.New("data", "lvm", {"vgname": "data", "content": "images"})
+
+
+def test_storages_are_removed_here_and_stay_for_other_nodes(root: Path) -> None:
+    node = paths.node()
+    configured(
+        f"lvm: here\n\tvgname data\n\tnodes {node}\n\nlvm: both\n\tvgname data\n\tnodes {node},other\n\n"
+        "lvm: elsewhere\n\tvgname data\n\tnodes other\n\nlvm: apart\n\tvgname more\n"
+    )
+    storages.forget(on_vg)
+    assert [*definition.load().ids()] == ["both", "elsewhere", "apart"]
+    assert definition.get("both").options.nodes == ["other"]
+
+
+def test_what_guests_have_disks_on_is_not_destroyed(root: Path) -> None:
+    configured("lvm: store\n\tvgname data\n\nlvm: apart\n\tvgname more\n")
+    (paths.guest_dir("qemu") / "100.conf").write_text(
+        "scsi0: apart:vm-100-disk-0,size=1G\nunused0: store:vm-100-disk-1\n"
+    )
+    storages.require_unused(on_vg)
+    (paths.guest_dir("lxc") / "101.conf").write_text("mp0: volume=store:vm-101-disk-0,mp=/x\n")
+    with pytest.raises(Refused, match=r"volume 'store:vm-101-disk-0' belongs to CT 101 \(mp0\)"):
+        storages.require_unused(on_vg)
