@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,10 +175,10 @@ class GroupStorage(FlatStorage):
     def device(self, own: str, snapshot: str = "") -> Path:
         return Path("/dev", self.vg, own)
 
-    def logical(self, name: str) -> Logical:
-        """The logical volume of a volume that must be there. NotFound."""
+    def logical(self, name: str, rows: Sequence[Logical] | None = None) -> Logical:
+        """The logical volume of a volume that must be there, among rows that were read already. NotFound."""
         own = self.parse(name).name
-        for found in logicals(self.vg):
+        for found in logicals(self.vg) if rows is None else rows:
             if found.name == own and self.mine(found):
                 return found
         raise NotFound(f"volume '{self.id}:{name}' does not exist")
@@ -189,6 +189,10 @@ class GroupStorage(FlatStorage):
             found = logicals(self.vg)
         except NotFound:
             found = self._appeared()
+        self.seen(found)
+
+    def seen(self, found: Sequence[Logical]) -> None:
+        """Called at activation with all volumes of the group."""
         self.remnants = [row for row in found if self.is_remnant(row)]
 
     def _appeared(self) -> list[Logical]:
@@ -270,9 +274,9 @@ class GroupStorage(FlatStorage):
             self.lvm("lvchange", "--refresh", found.name)  # another node may have resized it
         return Source("block", path, "raw")
 
-    def idle(self, name: str) -> Logical:
+    def idle(self, name: str, rows: Sequence[Logical] | None = None) -> Logical:
         """A volume that nobody uses, made inactive to be sure; the caller holds the storage's lock. Refused."""
-        found = self.logical(name)
+        found = self.logical(name, rows)
         if user := blockdev.user_of(self.device(found.name)):
             raise self.in_use(name, user)
         if found.active:

@@ -7,7 +7,7 @@ their base. Whatever makes a volume from another one takes no time and no space.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pvetools.storage import blockdev, names
@@ -54,16 +54,16 @@ class ThinPool(GroupStorage):
                 words = found.name.split("_")[1:]
                 yield from ("_".join(words[:count]) for count in range(1, len(words)))
 
-    def pool(self) -> Logical:
-        """The thin pool, active. PveError: it is not there."""
-        for found in logicals(self.vg):
+    def pool(self, rows: Sequence[Logical] | None = None) -> Logical:
+        """The thin pool. PveError: it is not there."""
+        for found in logicals(self.vg) if rows is None else rows:
             if found.name == self.pool_name and found.kind == "t":
                 return found
         raise PveError(f"storage '{self.id}': volume group '{self.vg}' has no thin pool '{self.pool_name}'")
 
-    def activate(self) -> None:
-        super().activate()
-        if not self.pool().active:
+    def seen(self, found: Sequence[Logical]) -> None:
+        super().seen(found)
+        if not self.pool(found).active:
             self.lvm("lvchange", "-aly", self.pool_name)
         if self.remnants:
             self._clean()
@@ -134,13 +134,14 @@ class ThinPool(GroupStorage):
     def free(self, name: str) -> None:
         self.parse(name)
         with lock.storage_lock(self.id):
-            found = self.logical(name)
-            for other in logicals(self.vg):
+            rows = logicals(self.vg)
+            found = self.logical(name, rows)
+            for other in rows:
                 if other.origin == found.name and found.name.startswith("base-") and self.mine(other):
                     raise Refused(f"base volume '{self.id}:{name}' is still in use by linked clone '{other.name}'")
-            self.idle(name)
+            self.idle(name, rows)
             # the volume goes last: its snapshots would belong to a new one of its name
-            for row in [*self._kept(found.name), found]:
+            for row in [*self.kept_volumes(found.name, rows), found]:
                 self.lvm("lvremove", "-f", row.name)
 
     def source(self, name: str) -> Source:
@@ -151,22 +152,22 @@ class ThinPool(GroupStorage):
 
     # Snapshots.
 
-    def _kept(self, own: str) -> list[Logical]:
+    def kept_volumes(self, own: str, rows: Sequence[Logical]) -> list[Logical]:
         """The volumes that are snapshots of a volume, oldest first."""
-        found = logicals(self.vg)
         start = f"snap_{own}_"
         # vm-100-a_b may be there besides vm-100-a
-        longer = tuple(f"snap_{row.name}_" for row in found if self.mine(row) and row.name.startswith(f"{own}_"))
+        longer = tuple(f"snap_{row.name}_" for row in rows if self.mine(row) and row.name.startswith(f"{own}_"))
         kept = [
-            row for row in found
+            row for row in rows
             if row.kind == "V" and row.pool == self.pool_name and row.name.startswith(start)
-            and not (longer and row.name.startswith(longer))
+            and not row.name.startswith(longer)
         ]  # fmt: skip
         return sorted(kept, key=lambda row: (row.ctime, row.number))
 
     def snapshots(self, name: str) -> list[Snapshot]:
-        own = self.logical(name).name
-        return [Snapshot(row.name.removeprefix(f"snap_{own}_"), row.ctime) for row in self._kept(own)]
+        rows = logicals(self.vg)
+        own = self.logical(name, rows).name
+        return [Snapshot(row.name.removeprefix(f"snap_{own}_"), row.ctime) for row in self.kept_volumes(own, rows)]
 
     def snapshot(self, name: str, snapshot: str) -> None:
         names.check_snapshot(snapshot)
