@@ -89,10 +89,12 @@ def _new(wish: Making, value: Rootfs, storage: str, size: str) -> str:
         raise ParamErrors({wish.key: "option 'keepattrs' is not supported yet"})
     length = int(float(size) * GIB)
     ids = ids_of(wish.section)
-    volid = volumes.alloc(storage, wish.vmid, length, format="raw" if length else "subvol", content="rootdir")
+    limited = volumes.usable(storage, "rootdir").info.limits_folders
+    form = "subvol" if limited or not length else "raw"
+    volid = volumes.alloc(storage, wish.vmid, length, format=form, content="rootdir")
     wish.undo.callback(volumes.discard, volid)
-    path = volumes.path(volid)
-    if length:
+    path = volumes.mountable(volid).path
+    if form == "raw":
         format_image(os.fspath(path), ids)
     else:
         os.chown(path, *ids.root)

@@ -1,4 +1,4 @@
-"""Volumes of a container, mounted: disk images by a loop device, directories by a bind mount."""
+"""Volumes of a container, mounted: block devices, disk images by a loop device, directories by a bind mount."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pvetools.guest.lxc import namespace
 from pvetools.guest.lxc.idmap import IdMap
 from pvetools.guest.lxc.tree import GuestTree
 from pvetools.options.lxc import LxcOptions, MountPoint, PassedDevice, Rootfs
-from pvetools.storage import inuse
+from pvetools.storage import blockdev, inuse
 from pvetools.system import paths, run
-from pvetools.system.errors import PveError, Refused, RunError
+from pvetools.system.errors import NotFound, PveError, Refused, RunError
 
 _DETACHED_WITHIN = 5.0  # seconds
 
@@ -57,7 +57,10 @@ def sources(options: LxcOptions) -> list[Source]:
 
 def _source(key: str, value: Rootfs | MountPoint, target: str) -> Source:
     own = value.volume.startswith("/")
-    path = Path(value.volume) if own else _volume_path(value.volume)
+    try:
+        path = Path(value.volume) if own else _volume_path(value.volume)
+    except NotFound as error:
+        raise NotFound(f"'{key}': {error}") from None
     if not path.exists():
         raise PveError(f"'{value.volume}' of '{key}' does not exist" + ("" if own else f" (no such file: {path})"))
     options = [word for word in (value.mountoptions or "").split(";") if word]
@@ -69,7 +72,7 @@ def _source(key: str, value: Rootfs | MountPoint, target: str) -> Source:
 def _volume_path(volid: str) -> Path:
     from pvetools.storage import volumes
 
-    return Path(volumes.path(volid))
+    return volumes.mountable(volid).path
 
 
 def root_folder(vmid: int) -> Path:
@@ -214,7 +217,7 @@ def mounted(vmid: int, options: LxcOptions, ids: IdMap, *, writable: bool = Fals
         PveError: a volume is missing or cannot be mounted; the storage is full.
     """
     found = sources(options)
-    idle = [source.path for source in found if source.path.is_file() and not inuse.user_of(source.path)]
+    idle = [source.path for source in found if not source.path.is_dir() and not _is_used(source.path)]
     try:
         with namespace.private():
             attach_tree(vmid, found, ids, sealed=not writable)
@@ -226,19 +229,24 @@ def mounted(vmid: int, options: LxcOptions, ids: IdMap, *, writable: bool = Fals
 
 
 def images(options: LxcOptions) -> list[Path]:
-    """The disk images among a container's volumes.
+    """The disk images and devices among a container's volumes.
 
     Raises:
         PveError: a volume or directory that is not there.
     """
-    return [source.path for source in sources(options) if source.path.is_file()]
+    found = sources(options)
+    return [source.path for source in found if source.path.is_file() or (source.volid and not source.path.is_dir())]
 
 
 def await_idle(images: list[Path]) -> None:
-    """The kernel lets go of loop devices a moment after the last mount has gone; until then nobody could free these."""
+    """The kernel lets go of devices a moment after the last mount has gone; until then nobody could free these."""
     deadline = time.monotonic() + _DETACHED_WITHIN
-    while any(inuse.user_of(image) for image in images) and time.monotonic() < deadline:
+    while any(_is_used(image) for image in images) and time.monotonic() < deadline:
         time.sleep(0.002)
+
+
+def _is_used(image: Path) -> bool:
+    return blockdev.is_busy(image) if blockdev.is_device(image) else bool(inuse.user_of(image))
 
 
 def make_devices(vmid: int, devices: Mapping[int, PassedDevice], ids: IdMap) -> None:

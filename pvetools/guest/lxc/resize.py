@@ -32,12 +32,13 @@ def resize(vmid: int, disk: str, size: str, digest: str = "") -> None:
             raise ParamErrors({"disk": f"container {vmid} has no volume '{disk}'"})
         if kind.LXC.is_running(vmid):
             raise Refused(f"CT {vmid} is running: volumes of running containers cannot be resized yet")
-        source = volumes.source(volid)
-        if source.format != "raw":
+        source = volumes.mountable(volid)
+        if source.kind == "folder" and not volumes.can(volid, "resize"):
             raise Refused(f"volume '{volid}' is a plain directory and has no size of its own")
         wanted = _wanted(size, volumes.info(volid).size)
         volumes.resize(volid, wanted)
-        _grow_filesystem(str(source.path))
+        if source.kind != "folder":
+            _grow_filesystem(str(volumes.mountable(volid).path))
         current.current[disk] = kind.with_size(current.current[disk], volumes.info(volid).size)
         config.save(current)
 

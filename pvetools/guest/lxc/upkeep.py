@@ -75,8 +75,8 @@ def fsck(vmid: int, device: str = "rootfs", *, force: bool = False) -> str:
             raise ParamErrors({"device": f"container {vmid} has no volume '{device}'"})
         if running.is_running(vmid):
             raise Refused(f"cannot run fsck on the running container {vmid}")
-        source = volumes.source(volid)
-        if source.format != "raw":
+        source = volumes.mountable(volid)
+        if source.kind == "folder":
             raise Refused(f"volume '{volid}' is a plain directory: there is no file system to check")
         done = run.run(["e2fsck", "-p", *(["-f"] if force else []), source.path], check=False)
         if done.code > 1:  # 1: errors were corrected
