@@ -13,8 +13,8 @@ from pvetools.system import lock, paths, run
 from pvetools.system.errors import PveError, Refused
 
 # A server that answered a moment ago needs no longer than this; mount.nfs alone would try for two minutes.
-MOUNT_TIMEOUT = 30.0
-UMOUNT_TIMEOUT = 15.0
+MOUNT_TIMEOUT = 9.0
+UMOUNT_TIMEOUT = 9.0
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
@@ -150,10 +150,11 @@ def _make_point(storage: str, wanted: Wanted, undo: contextlib.ExitStack) -> Non
         point.mkdir(parents=True)
     except OSError as error:
         raise PveError(f"unable to activate storage '{storage}' - can't make '{point}': {error.strerror}") from None
-    undo.callback(_drop, point)
+    undo.callback(drop, point)
 
 
-def _drop(point: Path) -> None:
+def drop(point: Path) -> None:
+    """Remove a mount point that is of no more use."""
     with contextlib.suppress(OSError):
         point.rmdir()
 
@@ -173,4 +174,4 @@ def detach(storage: str, wanted: Wanted) -> None:
         except PveError as error:
             raise PveError(f"storage '{storage}': can't unmount '{wanted.point}': {_reason(error)}") from error
         if wanted.point.parent == paths.mount_dir():
-            _drop(wanted.point)
+            drop(wanted.point)

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 SERVED = {
     "btrfs": "pvetools.storage.backends.btrfs:Btrfs",
+    "cifs": "pvetools.storage.backends.cifs:Cifs",
     "dir": "pvetools.storage.backends.dir:Directory",
     "iscsi": "pvetools.storage.backends.iscsi:Iscsi",
     "iscsidirect": "pvetools.storage.backends.iscsidirect:IscsiDirect",
     "lvm": "pvetools.storage.backends.lvm:VolumeGroup",
     "lvmthin": "pvetools.storage.backends.lvmthin:ThinPool",
+    "nfs": "pvetools.storage.backends.nfs:Nfs",
     "nvmeof": "pvetools.storage.backends.nvmeof:NvmeOf",
     "zfspool": "pvetools.storage.backends.zfspool:ZfsPool",
 }

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from pvetools.storage import mounts, secrets, servers
+from pvetools.system.errors import PveError
 
 STORAGE = "store"
 
@@ -128,16 +132,106 @@ def foreign_file(place: str) -> Callable[[], tuple[str, Callable[[], bool]]]:
     return foreign
 
 
+# Servers of files. The kernel's NFS server and Samba run already; each bed exports a file system on disk 3.
+
+EXPORT, SHARE = "/srv/nfs", "/srv/smb"
+SMB_USER, SMB_PASSWORD = "pve", "s3cret, pass=word"
+SMB_CONF = f"""\
+[global]
+server role = standalone server
+map to guest = bad user
+load printers = no
+disable spoolss = yes
+[data]
+path = {SHARE}
+writable = yes
+guest ok = no
+[open]
+path = {SHARE}/open
+writable = yes
+guest ok = yes
+"""
+
+
+@contextlib.contextmanager
+def nfs_server() -> Iterator[str]:
+    """An export for this host's own address; gives its folder."""
+    with _file_system(EXPORT) as place:
+        sh(f"systemctl start nfs-server; exportfs -i -o rw,no_root_squash,no_subtree_check 127.0.0.1:{place}")
+        try:
+            yield place
+        finally:
+            unmount_from("127.0.0.1:")
+            sh(f"exportfs -u 127.0.0.1:{place}; exportfs -f", check=False)
+
+
+@contextlib.contextmanager
+def smb_server() -> Iterator[str]:
+    """A share for a user with a password, and one for everybody; gives the folder of the first."""
+    with _file_system(SHARE) as place:
+        Path("/etc/samba/smb.conf").write_text(SMB_CONF)
+        sh(
+            f"id {SMB_USER} || useradd -M {SMB_USER}; mkdir {place}/open; chmod 777 {place}/open; chown {SMB_USER} {place}"
+        )
+        sh(f"printf '%s\n%s\n' '{SMB_PASSWORD}' '{SMB_PASSWORD}' | smbpasswd -s -a {SMB_USER}")
+        sh("systemctl restart smbd")
+        answers(servers.smb)
+        try:
+            yield place
+        finally:
+            unmount_from("//127.0.0.1/")
+            sh("systemctl stop smbd")
+
+
+def answers(check: Callable[[str], None], within: float = 30) -> None:
+    """Wait until a server of this host answers."""
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            return check("127.0.0.1")
+        except PveError:
+            assert time.monotonic() < deadline, f"no answer within {within} s"
+            time.sleep(0.1)
+
+
+def unmount_from(source: str) -> None:
+    """Let go of all mounts whose source begins so."""
+    for mount in mounts.every():
+        if mount.source.startswith(source):
+            sh(f"umount -fl '{mount.point}'", check=False)
+
+
+@contextlib.contextmanager
+def _nfs(version: str) -> Iterator[Bed]:
+    with nfs_server() as place:
+        section = f"nfs: {STORAGE}\n\tserver 127.0.0.1\n\texport {place}\n\toptions vers={version}\n"
+        yield Bed(section, _foreign_file(place), thin=True)
+
+
+@contextlib.contextmanager
+def cifs() -> Iterator[Bed]:
+    """A Samba share."""
+    with smb_server() as place:
+        secrets.write(STORAGE, "cifs", {"password": SMB_PASSWORD})
+        section = f"cifs: {STORAGE}\n\tserver 127.0.0.1\n\tshare data\n\tusername {SMB_USER}\n\tsmbversion 3\n"
+        yield Bed(section, _foreign_file(place), thin=True)
+
+
 # A bed comes into the next two tables together with its backend's row in the registry.
 BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
+    "cifs": cifs,
     "dir": directory,
     "lvm": lvm,
     "lvmthin": lvmthin,
+    "nfs3": lambda: _nfs("3"),
+    "nfs4": lambda: _nfs("4.2"),
     "zfspool": zfspool,
 }
 # What the contract is tried with: a bed and an image format.
 CASES = [
+    ("cifs", "raw"), ("cifs", "qcow2"), ("cifs", "vmdk"),
     ("dir", "raw"), ("dir", "qcow2"), ("dir", "subvol"), ("dir", "vmdk"),
     ("lvm", "raw"), ("lvmthin", "raw"),
+    ("nfs3", "raw"), ("nfs3", "qcow2"), ("nfs4", "raw"), ("nfs4", "qcow2"), ("nfs4", "vmdk"), ("nfs4", "subvol"),
     ("zfspool", "raw"), ("zfspool", "subvol"),
 ]  # fmt: skip

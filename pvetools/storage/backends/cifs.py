@@ -1,0 +1,65 @@
+"""Backend ``cifs``: a share of an SMB server, versions 2 and 3."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pvetools.storage import secrets, servers
+from pvetools.storage.mounted import MountedStorage
+from pvetools.storage.mounts import Wanted
+from pvetools.system.errors import PveError, Refused
+
+# Mount options that say who logs in: the storage has options of its own for that, with the password in a file.
+_LOGIN = frozenset({"cred", "credentials", "pass", "password", "password2", "user", "username", "guest"})
+
+
+class Cifs(MountedStorage):
+    """One storage of type ``cifs``."""
+
+    info = MountedStorage.info._replace(
+        alloc=frozenset({"raw", "qcow2", "vmdk"}),  # folders would lose owners and modes
+        io_uring="never",
+    )
+
+    def wanted(self, point: Path) -> Wanted:
+        options = self.definition.options
+        self._check("share", options.share or "", r"[^/\\\0-\x1f][^\\\0-\x1f]*")
+        for word in self.words:
+            if (key := word.partition("=")[0]) in _LOGIN:
+                raise Refused(
+                    f"storage '{self.id}': mount option '{key}' can't be served: there are the storage's own options "
+                    "username and password"
+                )
+        version = [] if options.smbversion == "default" else [f"vers={options.smbversion}"]
+        source = f"//{self.host}/{options.share}{options.subdir or ''}"
+        return Wanted(point, source, "cifs", ("soft", *self._login(), *version, *self.words), self.creates)
+
+    def _login(self) -> list[str]:
+        """The words that say who logs in; the password stands in a file."""
+        options = self.definition.options
+        if not options.username:
+            return ["guest", "username=guest"]
+        self._check("username", options.username, r"[^,\0-\x1f]+")
+        file = secrets.path(self.id, "cifs", "password")
+        if not file.exists():
+            raise PveError(
+                f"storage '{self.id}': there is no password for user '{options.username}', set it with: "
+                f"pvesm set {self.id} --password"
+            )
+        words = [f"username={options.username}", f"credentials={file}"]
+        if options.domain:
+            self._check("domain", options.domain, r"[^,\0-\x1f]+")
+            words.append(f"domain={options.domain}")
+        return words
+
+    def _check(self, option: str, value: str, pattern: str) -> None:
+        """Whether a value can stand in a mount command without meaning something else there."""
+        if not re.fullmatch(pattern, value):
+            raise PveError(
+                f"storage '{self.id}': value '{value}' of option '{option}' has signs that a mount can't have"
+            )
+
+    def reach(self) -> None:
+        port = self.option("port")
+        servers.smb(self.definition.options.server or "", int(port) if port.isdecimal() else 0)
