@@ -33,14 +33,18 @@ _BUSES = ("ide", "sata", "scsi", "virtio")
 
 
 class Chosen(NamedTuple):
-    """A disk that goes into the archive. ``volid`` may be an absolute path."""
+    """A disk that goes into the archive. ``volid`` may be an absolute path.
+
+    ``place`` and ``options`` are what QEMU's tools open.
+    """
 
     key: str
     volid: str
     storage: str
     format: str
-    path: Path
+    place: Path | str
     size: int
+    options: tuple[str, ...] = ()
 
     @property
     def device(self) -> str:
@@ -216,7 +220,8 @@ class QemuEngine:
     def _image_sources(self) -> Iterator[list[Source]]:
         """The images of a machine that is off."""
         with contextlib.ExitStack() as stack:
-            yield [stack.enter_context(nbd.image(disk.path, disk.format)) for disk in self._chosen]
+            opened = [nbd.image(disk.place, disk.format, options=disk.options) for disk in self._chosen]
+            yield [stack.enter_context(image) for image in opened]
 
     @contextlib.contextmanager
     def _running_sources(self, run: Run) -> Iterator[list[Source]]:
@@ -295,8 +300,9 @@ def _resolved(key: str, drive: Any) -> Chosen:
         if not path.exists():
             raise NotFound(f"disk '{key}': no such file or device '{path}'")
         return Chosen(key, drive.file, "", getattr(drive, "format_", None) or "raw", path, 0)
-    found = volumes.info(drive.file)
-    return Chosen(key, drive.file, drive.file.partition(":")[0], found.format, volumes.path(drive.file), found.size)
+    found, size = volumes.source(drive.file), volumes.info(drive.file).size
+    place = found.url or found.path
+    return Chosen(key, drive.file, drive.file.partition(":")[0], found.format, place, size, found.options)
 
 
 def _tell_left_out(current: GuestConfig) -> None:

@@ -224,8 +224,10 @@ class _Restore:
         """The new volume, to be written; it is empty, so zeros stay holes."""
         found = volumes.source(self.made[slot.key])
         log.emit(f"map '{slot.device}' to '{found.path}' (write zeros = 0)")
-        if found.format != "raw":
-            return stack.enter_context(nbd.image(found.path, found.format, read_only=False, known_zero=True))
+        if found.format != "raw" or found.kind == "network":
+            place = found.url or found.path
+            image = nbd.image(place, found.format, read_only=False, known_zero=True, options=found.options)
+            return stack.enter_context(image)
         fd = os.open(found.path, os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, fd)
         return FileTarget(fd, name=str(found.path), known_zero=True)

@@ -9,7 +9,7 @@ import contextlib
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -209,7 +209,9 @@ def _connect(path: Path, label: str, alive: Callable[[], None] | None) -> socket
 
 
 @contextlib.contextmanager
-def image(path: Path | str, form: str, *, read_only: bool = True, known_zero: bool = False) -> Iterator[Export]:
+def image(
+    path: Path | str, form: str, *, read_only: bool = True, known_zero: bool = False, options: Sequence[str] = ()
+) -> Iterator[Export]:
     """An image that no guest is using, served by a qemu-nbd of our own that ends with the block.
 
     It also ends when this process is killed.
@@ -219,6 +221,7 @@ def image(path: Path | str, form: str, *, read_only: bool = True, known_zero: bo
         form: ``raw``, ``qcow2``, ...
         read_only: for backup; otherwise it may be written.
         known_zero: as a restore target it is empty, so zeros need not be written.
+        options: words that qemu-nbd needs besides to open it.
 
     Raises:
         PveError: no such image, it is in use, or what was written could not be stored.
@@ -231,9 +234,9 @@ def image(path: Path | str, form: str, *, read_only: bool = True, known_zero: bo
         raise PveError(f"no such image '{path}'")
     with tempfile.TemporaryDirectory(prefix="pvetools-nbd-") as folder, tempfile.TemporaryFile() as errors:
         link = Path(folder) / "nbd"
-        options = ["-r"] if read_only else ["--discard=unmap"]
+        words = ["-r" if read_only else "--discard=unmap", *options, "-f", form]
         server = popen(
-            ["qemu-nbd", *options, "-f", form, "-k", link, path.absolute() if isinstance(path, Path) else path],
+            ["qemu-nbd", *words, "-k", link, path.absolute() if isinstance(path, Path) else path],
             stdout=DEVNULL,
             stderr=errors,
             env=_KEEP_MEMORY,

@@ -96,7 +96,7 @@ class IscsiDirect(san.ForeignStorage):
             opened["initiator-name"] = initiator
         if user:
             opened |= {"user": user, "password-secret": f"iscsi-{self.id}"}
-            options = ("--object", f"secret,id=iscsi-{self.id},file={self._secret}")
+            options = (f"--object=secret,id=iscsi-{self.id},file={self._secret}",)
         secret = self._secret if user else None
         network = Network(
             "iscsi",
