@@ -5,7 +5,7 @@ Callers ask ``driver.info`` what a backend can do; nobody asks for its type.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -28,6 +28,22 @@ class Capabilities(NamedTuple):
     foreign: bool = False  # volumes are made elsewhere, here they are only found
     io_uring: str = "always"  # QEMU may use it: always, direct (only without the host's page cache), never
     cache: str = "none"  # QEMU's cache mode when nobody asks for another one
+    # formats of streams by image format, the best first, where they are not the usual ones
+    export: Mapping[str, tuple[str, ...]] = {}
+    import_: Mapping[str, tuple[str, ...]] = {}
+
+    def exports(self, form: str) -> tuple[str, ...]:
+        """Formats of streams that volumes of an image format can be written as, the best first."""
+        return self.export.get(form, self._usual(form))
+
+    def imports(self, form: str) -> tuple[str, ...]:
+        """Formats of streams that volumes of an image format can be made from."""
+        return self.import_.get(form, self._usual(form)) if form in self.alloc else ()
+
+    def _usual(self, form: str) -> tuple[str, ...]:
+        if form == "subvol":
+            return ("tar+size",)
+        return (f"{form}+size", "raw+size") if self.files and form != "raw" else ("raw+size",)
 
 
 class Space(NamedTuple):
@@ -126,6 +142,20 @@ class Snapshot(NamedTuple):
     ctime: int
 
 
+class Stream(NamedTuple):
+    """What a stream in a storage's own format holds.
+
+    Args:
+        snapshot: the state that it brings.
+        base: an older snapshot that the other side has: only what has changed since is in the stream.
+        between: further snapshots before ``snapshot`` that go along, oldest first.
+    """
+
+    snapshot: str
+    base: str = ""
+    between: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """A volume to be made; ``size`` in bytes. An empty name lets the backend choose the next free one."""
@@ -216,3 +246,20 @@ class Driver(Protocol):
 
     def protect(self, name: str, on: bool) -> None:
         """Guard a volume against removal, or lift that."""
+
+
+class Streaming(Protocol):
+    """What a backend has besides when its storage has streams of its own (formats without ``+size``)."""
+
+    def send(self, name: str, what: Stream, out: int) -> None:
+        """Write a volume's snapshots to a descriptor."""
+
+    def receive(self, name: str, what: Stream, stream: int, *, rename: bool) -> str:
+        """Make a volume, or bring it from ``base`` to ``snapshot``; gives its name. Leaves nothing when it fails.
+
+        Args:
+            name: wanted name.
+            what: what the stream is expected to hold.
+            stream: descriptor to read from.
+            rename: take another name when the wanted one is used.
+        """
