@@ -16,7 +16,7 @@ from pvetools.storage.driver import Capabilities, Space, Wish
 from pvetools.storage.flat import Record
 from pvetools.storage.volumegroups import GroupStorage, Logical, group, kib
 from pvetools.system import lock, log
-from pvetools.system.errors import PveError, Refused
+from pvetools.system.errors import Interrupted, PveError, Refused
 from pvetools.system.units import MIB
 
 _NAME = re.compile(r"vm-[1-9]\d{0,9}-[a-zA-Z0-9][a-zA-Z0-9_.+-]{0,99}", re.ASCII)
@@ -119,6 +119,8 @@ class VolumeGroup(GroupStorage):
         """Overwrite a volume that this process holds, outside of the storage's lock, and remove it."""
         try:
             self._wipe(doomed)
+        except Interrupted:
+            raise
         except PveError as error:
             raise PveError(
                 f"storage '{self.id}': the removed volume is not overwritten and stays as '{doomed}'; the next command "
