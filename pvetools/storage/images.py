@@ -19,12 +19,22 @@ _MAX_TEXT = 64 << 10
 SECTOR = 512
 
 
+_MAGIC = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"COWD": "vmdk"}
+
+
 class ImageInfo(NamedTuple):
     """What a header says: virtual size in bytes, name of the backing file, whether other files hold the data."""
 
     size: int
     backing: str = ""
     external: bool = False
+
+
+def format_of(path: Path) -> str:
+    """The format that an image of unknown origin begins with; raw for everything that is none of the others."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    return "vmdk" if b"# Disk DescriptorFile" in head else _MAGIC.get(head[:4], "raw")
 
 
 def inspect(path: Path, form: str) -> ImageInfo:

@@ -96,22 +96,25 @@ def import_image(
     Raises:
         PveError: no such image, no space, no such storage.
     """
-    found = _import_source(source)
-    size = max(size, whole_blocks(found.size))
-    volid = _allocate(vmid, storage, size, form, undo)
-    target = volumes.source(volid)
-    image.convert(found, target)
+    with ExitStack() as opened:
+        found = _import_source(source, opened)
+        size = max(size, whole_blocks(found.size))
+        volid = _allocate(vmid, storage, size, form, undo)
+        image.convert(found, volumes.source(volid))
     return volid, size
 
 
-def _import_source(source: str) -> Image:
-    """The image behind a path or a volume id."""
+def _import_source(source: str, opened: ExitStack) -> Image:
+    """The image behind a path or a volume id; what was unpacked for it goes with the stack."""
     if source.startswith("/"):
         return image.foreign(Path(source))
     content = volumes.parse(source).content
-    found = volumes.source(source)
-    if content == "import" and not found.url:
-        return image.foreign(found.path)
+    if content == "import":
+        found = opened.enter_context(volumes.importable(source))
+        if not found.url:
+            return image.foreign(found.path, found.format)
+    else:
+        found = volumes.source(source)
     if content not in ("import", "images"):
         raise Refused(f"import-from: '{source}' is of content type '{content}', expected images or import")
     return Image(found.image, found.format, volumes.info(source).size, found.options)

@@ -12,7 +12,6 @@ from pvetools.system import log, run
 from pvetools.system.errors import NotFound, PveError, RunError
 from pvetools.system.units import human_size
 
-_MAGIC = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"COWD": "vmdk"}
 _SUFFIXES = {".qcow2": "qcow2", ".vmdk": "vmdk", ".raw": "raw"}
 _PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
 _STEP = 10.0  # percent between two lines of progress
@@ -30,22 +29,17 @@ class Image(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-def foreign(path: Path) -> Image:
-    """An image of unknown origin. The suffix tells its format, else the first bytes.
+def foreign(path: Path, form: str = "") -> Image:
+    """An image of unknown origin. The suffix tells its format where nobody does, else the first bytes.
 
     Raises:
         NotFound: no such file. Refused: it would read other files of the host. PveError: damaged.
     """
     try:
-        form = _SUFFIXES.get(path.suffix) or _by_magic(path)
+        form = form or _SUFFIXES.get(path.suffix) or images.format_of(path)
         return Image(str(path), form, images.check_foreign(path, form).size)
     except OSError as error:
         raise NotFound(f"can't read '{path}': {error.strerror}") from None
-
-
-def _by_magic(path: Path) -> str:
-    with path.open("rb") as file:
-        return _MAGIC.get(file.read(4), "raw")
 
 
 def convert(source: Image, target: Source) -> None:
