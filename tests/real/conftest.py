@@ -17,11 +17,13 @@ HERE = Path(__file__).parent
 MISSED = ["TimedOut", "TimeoutExpired", r"(within|after) \d+ s\b"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Guests under emulation miss a deadline on a busy machine now and then: these get a second try, shown as R.
 
     Nothing else is tried again: a failure that comes and goes is a fault to be found.
     """
+    if not config.pluginmanager.hasplugin("rerunfailures"):
+        return
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=MISSED))

@@ -202,7 +202,8 @@ class Machine:
             assert out.tell() <= PAYLOAD_SIZE, f"{out.tell()} bytes do not fit on the disk that carries them in"
         # the VM may remember what lay there before
         self.run(
-            f"blockdev --flushbufs /dev/vdb; rm -rf {place}; mkdir -p {place}; tar -C {place} -xf /dev/vdb", timeout=400
+            f"blockdev --flushbufs /dev/vdb; rm -rf {place}; mkdir -p {place}; tar -C {place} -xf /dev/vdb; sync",
+            timeout=400,
         )
 
     # ------------------------------------------------------------ QEMU

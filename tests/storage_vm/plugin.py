@@ -48,6 +48,7 @@ class Bed:
             self.broken = ""
         elif not self.machine.alive():
             self.machine.boot()
+            self.machine.carry_in()
         return self.machine
 
     def close(self) -> None:
