@@ -171,7 +171,8 @@ def smb_server() -> Iterator[str]:
     with _file_system(SHARE) as place:
         Path("/etc/samba/smb.conf").write_text(SMB_CONF)
         sh(
-            f"id {SMB_USER} || useradd -M {SMB_USER}; mkdir {place}/open; chmod 777 {place}/open; chown {SMB_USER} {place}"
+            f"id {SMB_USER} || useradd -M {SMB_USER}\n"
+            f"mkdir {place}/open; chmod 777 {place}/open; chown {SMB_USER} {place}"
         )
         sh(f"printf '%s\n%s\n' '{SMB_PASSWORD}' '{SMB_PASSWORD}' | smbpasswd -s -a {SMB_USER}")
         sh("systemctl restart smbd")
@@ -205,7 +206,7 @@ def unmount_from(source: str) -> None:
 def _nfs(version: str) -> Iterator[Bed]:
     with nfs_server() as place:
         section = f"nfs: {STORAGE}\n\tserver 127.0.0.1\n\texport {place}\n\toptions vers={version}\n"
-        yield Bed(section, _foreign_file(place), thin=True)
+        yield Bed(section, foreign_file(place), thin=True)
 
 
 @contextlib.contextmanager
@@ -214,7 +215,7 @@ def cifs() -> Iterator[Bed]:
     with smb_server() as place:
         secrets.write(STORAGE, "cifs", {"password": SMB_PASSWORD})
         section = f"cifs: {STORAGE}\n\tserver 127.0.0.1\n\tshare data\n\tusername {SMB_USER}\n\tsmbversion 3\n"
-        yield Bed(section, _foreign_file(place), thin=True)
+        yield Bed(section, foreign_file(place), thin=True)
 
 
 # A bed comes into the next two tables together with its backend's row in the registry.
