@@ -16,7 +16,7 @@ from pvetools.storage.driver import Capabilities, Space, Wish
 from pvetools.storage.flat import Record
 from pvetools.storage.volumegroups import GroupStorage, Logical, group, kib
 from pvetools.system import lock, log
-from pvetools.system.errors import Interrupted, PveError, Refused
+from pvetools.system.errors import PveError, Refused
 from pvetools.system.units import MIB
 
 _NAME = re.compile(r"vm-[1-9]\d{0,9}-[a-zA-Z0-9][a-zA-Z0-9_.+-]{0,99}", re.ASCII)
@@ -65,7 +65,7 @@ class VolumeGroup(GroupStorage):
         for option in NOT_SERVED:
             if self.definition.options.given.get(option):
                 raise Refused(f"storage '{self.id}': option '{option}' has no effect in this version")
-        self.finish_removals()
+        self.finish_removals(slow=False)
         with contextlib.ExitStack() as undo:
             with lock.storage_lock(self.id):
                 own = self.choose_name(wish)
@@ -97,7 +97,7 @@ class VolumeGroup(GroupStorage):
 
     def free(self, name: str) -> None:
         self.parse(name)
-        self.finish_removals()
+        self.finish_removals(slow=True)
         with contextlib.ExitStack() as held:
             with lock.storage_lock(self.id):
                 found = self.idle(name)
@@ -119,8 +119,6 @@ class VolumeGroup(GroupStorage):
         """Overwrite a volume that this process holds, outside of the storage's lock, and remove it."""
         try:
             self._wipe(doomed)
-        except Interrupted:
-            raise
         except PveError as error:
             raise PveError(
                 f"storage '{self.id}': the removed volume is not overwritten and stays as '{doomed}'; the next command "
@@ -132,23 +130,36 @@ class VolumeGroup(GroupStorage):
 
     def _wipe(self, doomed: str) -> None:
         options, path = self.definition.options, self.device(doomed)
-        if options.saferemove:
-            blockdev.overwrite(
-                path,
-                step=options.saferemove_stepsize * MIB,
-                per_second=rate(options.saferemove_throughput or "0"),
-                report=lambda done, whole: log.progress("wipe", done, whole),
-            )
-        else:
-            blockdev.zero(path)
+        if self._quick(doomed):
+            return
+        blockdev.overwrite(
+            path,
+            step=options.saferemove_stepsize * MIB,
+            per_second=rate(options.saferemove_throughput or "0") if options.saferemove else 0,
+            report=lambda done, whole: log.progress("wipe", done, whole),
+        )
 
-    def finish_removals(self) -> None:
-        """Bring removals to their end that were interrupted, by a signal or a power cut."""
+    def _quick(self, doomed: str) -> bool:
+        """Have the device itself make zeros of a volume, if that is enough and it can."""
+        return not self.definition.options.saferemove and blockdev.zero_fast(self.device(doomed))
+
+    def finish_removals(self, *, slow: bool) -> None:
+        """Bring removals to their end that were interrupted, by a signal or a power cut.
+
+        Args:
+            slow: also where that may take hours.
+        """
         for found in self.remnants:
             with contextlib.ExitStack() as held:
                 with lock.storage_lock(self.id):
                     if found.name not in self.taken() or not held.enter_context(self._to_wipe(found.name)):
                         continue  # another process has done it, or is at it
+                if not slow and not self._quick(found.name):
+                    log.warn(
+                        f"storage '{self.id}': the removal of '{found.name}' was interrupted; it goes on when the next "
+                        "volume is removed"
+                    )
+                    continue
                 log.emit(f"storage '{self.id}': going on with the interrupted removal of '{found.name}'")
                 self._remove(found.name, held)
         self.remnants = []
