@@ -11,7 +11,9 @@ from pvetools.system import paths
 from pvetools.system.errors import NotImplementedMethod, ParamErrors
 
 # modules below pvetools.api that hold rows
-MODULES = ("cluster", "nodes", "qemu", "qemu_config", "lxc", "lxc_config", "storage", "backup", "transfer", "disks")
+MODULES = (
+    "cluster", "nodes", "qemu", "qemu_config", "lxc", "lxc_config", "storage", "backup", "transfer", "disks", "scan",
+)  # fmt: skip
 VERBS = {"get": "GET", "set": "PUT", "create": "POST", "delete": "DELETE"}
 
 P = TypeVar("P", bound=Record)
@@ -85,6 +87,7 @@ _SUBTREES: Mapping[str, tuple[str, ...]] = {
     "nodes/*/storage": ("storage", "backup", "transfer"),
     "nodes/*/query-url-metadata": ("transfer",),
     "nodes/*/disks": ("disks",),
+    "nodes/*/scan": ("scan",),
     "nodes/*/vzdump": ("backup",),
     "nodes/*/tasks": ("nodes",),
     "nodes/*/status": ("nodes",),

@@ -73,7 +73,17 @@ TOOL = Tool(
         "path": Command("cli.pvesm:PATH", ("volume",)),
         "prune-backups": Command("cli.pvesm:PRUNE", ("storage",), text="render.storage:prune_table"),
         "extractconfig": Command("api.backup:extractconfig", ("volume",), _HERE),
+        "scan nfs": Command("api.scan:nfs", ("server",), _HERE, text="render.storage:scanned"),
+        "scan cifs": Command("api.scan:cifs", ("server",), _HERE, text="render.storage:scanned",
+                             prompted=("password",)),
+        "scan iscsi": Command("api.scan:iscsi", ("portal",), _HERE, text="render.storage:scanned"),
+        "scan lvm": Command("api.scan:lvm", fixed=_HERE, text="render.storage:scanned"),
+        "scan lvmthin": Command("api.scan:lvmthin", ("vg",), _HERE, text="render.storage:scanned"),
+        "scan nvme": Command("api.scan:nvme", ("portal",), _HERE, text="render.storage:scanned"),
+        "scan zfs": Command("api.scan:zfs", fixed=_HERE, text="render.storage:scanned"),
+        "scan pbs": Command("api.scan:pbs", ("server", "username"), _HERE, prompted=("password",)),
     },
+    {f"{kind}scan": f"scan {kind}" for kind in ("cifs", "iscsi", "lvm", "lvmthin", "nfs", "zfs")},
 )  # fmt: skip
 
 

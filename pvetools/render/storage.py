@@ -49,3 +49,10 @@ def prune_table(data: Sequence[Row], params: object, options: object) -> str:
         guest = f"{row['type']}/{row['vmid']}" if row.get("vmid") else row["type"]
         lines.append(line.format(row["volid"], guest, row["mark"]))
     return "\n".join(lines)
+
+
+def scanned(data: Sequence[Row], params: object, options: object) -> str:
+    """What was found, a line each: the name, and what else is known of it in a column of its own."""
+    rows = [[str(value) for value in row.values()] for row in data]
+    width = max((len(row[0]) for row in rows), default=0)
+    return "\n".join(" ".join([row[0].ljust(width), *row[1:]]).rstrip() for row in rows)
