@@ -15,7 +15,7 @@ from pvetools.storage import blockdev
 from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Source
 from pvetools.storage.flat import FlatStorage, Record
-from pvetools.system import lock, paths, run
+from pvetools.system import lock, log, paths, run
 from pvetools.system.errors import Exists, NotFound, PveError, Refused, RunError
 from pvetools.system.units import KIB
 
@@ -26,7 +26,9 @@ run.PACKAGES |= dict.fromkeys(
 _GROUP = "vg_name,vg_size,vg_free,vg_extent_size"
 _LOGICAL = "lv_name,lv_size,lv_attr,pool_lv,origin,data_percent,metadata_percent,lv_time,lv_tags,thin_id"
 _FULL_TEXT = ("insufficient free space", "insufficient suitable")
-_DOOMED = "pvetools-wipe-"  # tag of a volume that is being removed, with the name of the node that does it
+# What a command is at work on carries a name that is no volume's and a tag with the name of the node: (name, tag).
+_DOOMED = ("del-", "pvetools-wipe-")  # a volume that is being removed
+_COMING = ("coming-", "pvetools-coming-")  # what will take a volume's place
 
 
 class Group(NamedTuple):
@@ -194,6 +196,23 @@ class GroupStorage(FlatStorage):
     def seen(self, found: Sequence[Logical]) -> None:
         """Called at activation with all volumes of the group."""
         self.remnants = [row for row in found if self.is_remnant(row)]
+        if any(self.is_remnant(row, _COMING) for row in found):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Finish what was to take a volume's place when a command was interrupted; drop it if the volume is there."""
+        with lock.storage_lock(self.id):
+            found = {row.name: row for row in logicals(self.vg)}
+            for row in found.values():
+                own = row.name.removeprefix(_COMING[0])
+                if not self.is_remnant(row, _COMING):
+                    continue
+                if own in found:
+                    log.emit(f"storage '{self.id}': a change of '{own}' was interrupted before it took place")
+                    self.lvm("lvremove", "-f", row.name)
+                else:
+                    log.emit(f"storage '{self.id}': going on with the interrupted change of '{own}'")
+                    self.take_place(own)
 
     def _appeared(self) -> list[Logical]:
         """The group's volumes, once the LUN below it is there."""
@@ -235,11 +254,12 @@ class GroupStorage(FlatStorage):
             run.run(["pvcreate", "-qq", device])
         run.run(["vgcreate", "-qq", self.vg, device])
 
-    def is_remnant(self, found: Logical) -> bool:
+    def is_remnant(self, found: Logical, kind: tuple[str, str] = _DOOMED) -> bool:
         """Whether a removal that did not come to its end has left this; one on another node may still be at work."""
-        marks = [tag for tag in found.tags if tag.startswith(_DOOMED)]
-        ours = not self.definition.shared or f"{_DOOMED}{paths.node()}" in marks
-        return bool(marks) and ours and found.name.startswith("del-")
+        start, mark = kind
+        marks = [tag for tag in found.tags if tag.startswith(mark)]
+        ours = not self.definition.shared or mark + paths.node() in marks
+        return bool(marks) and ours and found.name.startswith(start)
 
     def deactivate(self) -> None:
         """Volumes that nobody uses become inactive; the group's other volumes stay as they are."""
@@ -314,6 +334,19 @@ class GroupStorage(FlatStorage):
         taken, name = {*self.taken()}, f"del-{found.name}"
         while name in taken:
             name += "+"
-        self.lvm("lvchange", "--addtag", f"{_DOOMED}{paths.node()}", found.name)
-        run.run(["lvrename", "-qq", self.vg, found.name, name])
+        self.lvm("lvchange", "--addtag", _DOOMED[1] + paths.node(), found.name)
+        self.rename(found.name, name)
         return name
+
+    def coming(self, found: Logical) -> list[str]:
+        """Words for lvcreate: name and tags of what will take the place of a volume."""
+        tags = sorted({_COMING[1] + paths.node(), *found.tags})
+        return ["-n", _COMING[0] + found.name, *(word for tag in tags for word in ("--addtag", tag))]
+
+    def take_place(self, own: str) -> None:
+        """Put what has been made in the place of a volume that is gone."""
+        self.rename(_COMING[0] + own, own)
+        self.lvm("lvchange", "--deltag", _COMING[1] + paths.node(), own)
+
+    def rename(self, own: str, new: str) -> None:
+        run.run(["lvrename", "-qq", self.vg, own, new])

@@ -14,13 +14,11 @@ from pvetools.storage import blockdev, names
 from pvetools.storage.driver import Capabilities, Snapshot, Source, Space, Wish
 from pvetools.storage.flat import Record, next_name
 from pvetools.storage.volumegroups import GroupStorage, Logical, kib, logicals
-from pvetools.system import lock, log, run
+from pvetools.system import lock, log
 from pvetools.system.errors import PveError, Refused, RunError
 
 _NAME = re.compile(r"(?:vm|base)-[1-9]\d{0,9}-[a-zA-Z0-9][a-zA-Z0-9_.+-]{0,99}", re.ASCII)
 _RAW = frozenset({"raw"})
-_ROLLBACK = "pvetools-rollback"  # tag of what will take a volume's place
-_COMING = "rollback-"
 _POOL_TEXT = ("reached threshold", "out of data space", "no free space", "insufficient free space")
 
 
@@ -65,25 +63,6 @@ class ThinPool(GroupStorage):
         super().seen(found)
         if not self.pool(found).active:
             self.lvm("lvchange", "-aly", self.pool_name)
-        if self.remnants:
-            self._clean()
-
-    def is_remnant(self, found: Logical) -> bool:
-        return found.pool == self.pool_name and found.name.startswith(_COMING) and _ROLLBACK in found.tags
-
-    def _clean(self) -> None:
-        """Bring rollbacks to their end that were interrupted; a volume that is there stays as it is."""
-        with lock.storage_lock(self.id):
-            found = {row.name: row for row in logicals(self.vg)}
-            for row in filter(self.is_remnant, found.values()):
-                own = row.name.removeprefix(_COMING)
-                if own in found:
-                    log.emit(f"storage '{self.id}': a rollback of '{own}' was interrupted before it began")
-                    self.lvm("lvremove", "-f", row.name)
-                else:
-                    log.emit(f"storage '{self.id}': going on with the interrupted rollback of '{own}'")
-                    self._take_place(own)
-        self.remnants = []
 
     def status(self) -> Space:
         found = self.pool()
@@ -188,17 +167,12 @@ class ThinPool(GroupStorage):
         with lock.storage_lock(self.id):
             self.need_snapshot(name, snapshot)
             found = self.idle(name)
-            tags = [word for tag in sorted({_ROLLBACK, *found.tags}) for word in ("--addtag", tag)]
             self._thin(
-                "lvcreate", "-kn", "-prw", "--setautoactivation", "n", *tags, "-n", f"{_COMING}{found.name}",
+                "lvcreate", "-kn", "-prw", "--setautoactivation", "n", *self.coming(found),
                 "-s", f"{self.vg}/{_snapshot_name(found.name, snapshot)}",
             )  # fmt: skip
             self.lvm("lvremove", "-f", found.name)
-            self._take_place(found.name)
-
-    def _take_place(self, own: str) -> None:
-        run.run(["lvrename", "-qq", self.vg, f"{_COMING}{own}", own])
-        self.lvm("lvchange", "--deltag", _ROLLBACK, own)
+            self.take_place(found.name)
 
     # Base volumes.
 
@@ -206,7 +180,7 @@ class ThinPool(GroupStorage):
         with lock.storage_lock(self.id):
             base = self.check_becomes_base(name)
             found = self.idle(name)
-            run.run(["lvrename", "-qq", self.vg, found.name, base])
+            self.rename(found.name, base)
             self._freeze(base)
         return base
 

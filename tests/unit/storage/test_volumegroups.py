@@ -122,7 +122,7 @@ def test_which_volumes_of_a_group_are_those_of_a_storage(
         (thin("base-100-disk-0"), True),
         (thin("vm-100-disk-0", pool="other"), False),
         (thin("snap_vm-100-disk-0_x"), False),
-        (thin("rollback-vm-100-disk-0"), False),
+        (thin("coming-vm-100-disk-0"), False),
         (thin("vm-100-disk-0", attr="-wi-a-----", pool=""), False),
         (thin("pool", attr="twi-aotz--", pool=""), False),
     ],
@@ -149,11 +149,11 @@ def test_removals_to_be_finished_are_known_by_name_and_tag() -> None:
     assert [shared.is_remnant(row) for row in rows] == [True, False, False, False]
 
 
-def test_rollbacks_to_be_finished_are_known_by_name_and_tag() -> None:
-    tags = frozenset({"pvetools-rollback"})
-    rows = [thin("rollback-vm-100-disk-0", tags=tags), thin("rollback-vm-100-disk-0"), thin("vm-100-disk-0", tags=tags),
-            thin("rollback-vm-100-disk-0", tags=tags, pool="other")]  # fmt: skip
-    assert [storage(ThinPool).is_remnant(row) for row in rows] == [True, False, False, False]
+def test_what_was_to_take_a_volumes_place_is_known_by_name_and_tag() -> None:
+    tags = frozenset({f"pvetools-coming-{paths.node()}"})
+    rows = [thin("coming-vm-100-disk-0", tags=tags), thin("coming-vm-100-disk-0"), thin("vm-100-disk-0", tags=tags)]
+    kind = ("coming-", "pvetools-coming-")
+    assert [storage(ThinPool).is_remnant(row, kind) for row in rows] == [True, False, False]
 
 
 def test_snapshots_belong_to_the_volume_with_the_longest_name_and_are_in_order() -> None:
