@@ -71,6 +71,8 @@ TOOL = Tool(
                          text="render.storage:created"),
         "free": Command("api.storage:free", ("volume",), _HERE, text="none"),
         "path": Command("cli.pvesm:PATH", ("volume",)),
+        "export": Command("cli.streams:EXPORT", ("volume", "format", "filename"), text="none"),
+        "import": Command("cli.streams:IMPORT", ("volume", "format", "filename"), text="render.storage:imported"),
         "prune-backups": Command("cli.pvesm:PRUNE", ("storage",), text="render.storage:prune_table"),
         "extractconfig": Command("api.backup:extractconfig", ("volume",), _HERE),
         "scan nfs": Command("api.scan:nfs", ("server",), _HERE, text="render.storage:scanned"),

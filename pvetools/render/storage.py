@@ -37,6 +37,11 @@ def created(data: str, params: object, options: object) -> str:
     return f"successfully created '{data}'"
 
 
+def imported(data: str, params: object, options: object) -> str:
+    """Output of ``pvesm import``."""
+    return f"successfully imported '{data}'"
+
+
 def prune_table(data: Sequence[Row], params: object, options: object) -> str:
     """Backups with what retention would do to them; those of one guest together, oldest first."""
     if not data:

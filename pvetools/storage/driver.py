@@ -254,12 +254,12 @@ class Streaming(Protocol):
     def send(self, name: str, what: Stream, out: int) -> None:
         """Write a volume's snapshots to a descriptor."""
 
-    def receive(self, name: str, what: Stream, stream: int, *, rename: bool) -> str:
+    def receive(self, name: str, what: Stream, source: int, *, rename: bool) -> str:
         """Make a volume, or bring it from ``base`` to ``snapshot``; gives its name. Leaves nothing when it fails.
 
         Args:
             name: wanted name.
             what: what the stream is expected to hold.
-            stream: descriptor to read from.
+            source: descriptor to read from.
             rename: take another name when the wanted one is used.
         """

@@ -25,7 +25,8 @@ BACKUP = re.compile(r"[^/]+\.(tgz|(?:tar|vma)(?:\.(?:gz|lzo|zst|bz2))?)")
 SNIPPET = re.compile(r"[^/]+")
 IMPORT = re.compile(rf"{_SAFE}+\.(ova|ovf|qcow2|raw|vmdk)")
 _IN_OVA = re.compile(r"([a-zA-Z0-9\-.+=_ ]+\.ova)/[a-zA-Z0-9\-.+=_ ]+\.(qcow2|raw|vmdk)")
-_SNAPSHOT = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,59}", re.ASCII)
+# those of users begin with a letter, those of programs with two underscores (__migration__)
+_SNAPSHOT = re.compile(r"(?:[a-zA-Z]|__)[a-zA-Z0-9_-]{0,58}", re.ASCII)
 _OWNER_OF_BACKUP = re.compile(r"vzdump-(?:openvz|lxc|qemu)-(\d+)-.+", re.ASCII)
 
 

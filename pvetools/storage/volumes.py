@@ -116,15 +116,15 @@ def _answered(row: Status, answer: Space | PveError | None) -> Status:
 # Single volumes.
 
 
-def _located(volid: str) -> tuple[Driver, str]:
+def located(volid: str) -> tuple[Driver, str]:
     """Backend and volume name, without activation."""
     storage, name = names.split(volid)
     return registry.driver(definition.get(storage)), name
 
 
-def _ready(volid: str) -> tuple[Driver, str]:
+def ready(volid: str) -> tuple[Driver, str]:
     """Backend, activated, and volume name; the name is checked first."""
-    driver, name = _located(volid)
+    driver, name = located(volid)
     driver.parse(name)
     return usable(driver.definition.id), name
 
@@ -135,7 +135,7 @@ def parse(volid: str) -> names.VolumeName:
     Raises:
         PveError: malformed. NotFound: no such storage.
     """
-    driver, name = _located(volid)
+    driver, name = located(volid)
     return driver.parse(name)
 
 
@@ -154,7 +154,7 @@ def path(volid: str) -> Path:
     Raises:
         PveError: malformed. NotFound: no such storage.
     """
-    driver, name = _located(volid)
+    driver, name = located(volid)
     return driver.path(name)
 
 
@@ -181,7 +181,7 @@ def source(volid: str) -> Source:
     Raises:
         NotFound: no such volume or storage. As ``usable``.
     """
-    driver, name = _ready(volid)
+    driver, name = ready(volid)
     return driver.source(name)
 
 
@@ -191,7 +191,7 @@ def mountable(volid: str) -> Source:
     Raises:
         Refused: only QEMU can reach it. As ``source``.
     """
-    driver, name = _ready(volid)
+    driver, name = ready(volid)
     found = driver.mountable(name)
     if found.kind == "network":
         raise Refused(
@@ -206,7 +206,7 @@ def info(volid: str) -> Volume:
     Raises:
         NotFound: no such volume or storage. As ``usable``.
     """
-    driver, name = _ready(volid)
+    driver, name = ready(volid)
     return driver.volume(name)
 
 
@@ -216,7 +216,7 @@ def guest(volid: str) -> Guest:
     Raises:
         NotFound. Refused: it describes none. PveError: it is damaged. As ``usable``.
     """
-    driver, name = _ready(volid)
+    driver, name = ready(volid)
     if not isinstance(driver, ImportSource):
         raise Refused(f"storage '{driver.definition.id}' holds no guests to import")
     return driver.guest(name)
@@ -229,7 +229,7 @@ def importable(volid: str) -> Iterator[Source]:
     Raises:
         NotFound. Refused: it is no disk. PveError: it can't be unpacked or fetched. As ``usable``.
     """
-    driver, name = _ready(volid)
+    driver, name = ready(volid)
     if not isinstance(driver, ImportSource):
         raise Refused(f"storage '{driver.definition.id}' holds no disks to import")
     with driver.importable(name) as found:
@@ -242,7 +242,7 @@ def exists(volid: str) -> bool:
     Raises:
         As ``usable``.
     """
-    driver, name = _ready(volid)
+    driver, name = ready(volid)
     try:
         driver.source(name)
     except NotFound:
@@ -329,7 +329,7 @@ def free(volid: str, *, missing_ok: bool = False) -> None:
     Raises:
         NotFound: no such volume. Refused: it is protected, in use, or others lie on it. As ``usable``.
     """
-    driver, name = _ready(volid)
+    driver, name = ready(volid)
     try:
         driver.free(name)
     except NotFound:
@@ -351,7 +351,7 @@ def resize(volid: str, size: int) -> None:
     Raises:
         NotFound. Refused: it would shrink, is in use, or has a format without that. PveError: the storage is full.
     """
-    driver, name = _ready(volid)
+    driver, name = ready(volid)
     driver.resize(name, size)
 
 
@@ -364,12 +364,12 @@ def can(volid: str, what: str) -> bool:
     Raises:
         As ``parse``.
     """
-    driver, name = _located(volid)
+    driver, name = located(volid)
     return driver.parse(name).format in getattr(driver.info, what)
 
 
 def _offering(volid: str, what: str, words: str) -> tuple[Driver, str]:
-    driver, name = _ready(volid)
+    driver, name = ready(volid)
     form = driver.parse(name).format
     if form not in getattr(driver.info, what):
         raise Refused(f"storage '{driver.definition.id}' has no {words} of volumes of format '{form}' ('{volid}')")
@@ -445,7 +445,7 @@ def notes(volid: str) -> str:
     Raises:
         NotFound. Refused: not a backup.
     """
-    driver, name = _ready(volid)
+    driver, name = ready(volid)
     return driver.notes(name)
 
 
@@ -455,7 +455,7 @@ def set_notes(volid: str, text: str) -> None:
     Raises:
         NotFound. Refused: not a backup.
     """
-    driver, name = _ready(volid)
+    driver, name = ready(volid)
     driver.set_notes(name, text)
 
 
@@ -465,7 +465,7 @@ def protect(volid: str, on: bool) -> None:
     Raises:
         NotFound. Refused: not a backup, or too many are protected.
     """
-    driver, name = _ready(volid)
+    driver, name = ready(volid)
     driver.protect(name, on)
 
 

@@ -8,23 +8,28 @@ a base share its blocks but do not need it. Images of other formats are plain fi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pvetools.storage import folders, names, subvolumes
 from pvetools.storage.definition import Definition
-from pvetools.storage.driver import Snapshot, Volume, Wish
+from pvetools.storage.driver import Snapshot, Stream, Volume, Wish
 from pvetools.storage.folders import FolderStorage
 from pvetools.storage.names import VolumeName
+from pvetools.storage.streaming import stream
 from pvetools.system import files, lock
 from pvetools.system.errors import Exists, NotFound, PveError, Refused, RunError
 from pvetools.system.units import human_size
 
 _OWN = frozenset({"raw", "subvol"})
 _DISK = "disk.raw"
+_RECEIVING = ".receive-"
 _PLAIN_EXTENSIONS = tuple(f".{form}" for form in names.IMAGE_FORMATS)
 
 
@@ -37,6 +42,8 @@ class Btrfs(FolderStorage):
         snapshot=frozenset({"raw", "subvol", "qcow2"}),
         base=frozenset({"raw", "subvol", "qcow2"}),
         cache="writeback",  # writes past the page cache may change while their checksum is made
+        export={"raw": ("btrfs", "raw+size"), "subvol": ("btrfs", "tar+size")},
+        import_={"raw": ("btrfs", "raw+size"), "subvol": ("btrfs", "tar+size")},
     )
 
     def __init__(self, definition: Definition) -> None:
@@ -171,6 +178,10 @@ class Btrfs(FolderStorage):
         _sweep(folder)
         super()._drop_empty(folder)
 
+    def _drop_empty_locked(self, folder: Path) -> None:
+        with lock.storage_lock(self.id):
+            self._drop_empty(folder)
+
     def resize(self, name: str, size: int) -> None:
         if self.parse(name).format != "subvol" or not self.info.limits_folders:
             super().resize(name, size)
@@ -278,6 +289,69 @@ class Btrfs(FolderStorage):
             self._keep_limit(_place(path), target)
         return f"{vmid}/{own}"
 
+    # Streams.
+
+    def send(self, name: str, what: Stream, out: int) -> None:
+        kept = [_place(self.path(name, snapshot)) for snapshot in (*what.between, what.snapshot)]
+        parent: list[str | Path] = ["-p", _place(self.path(name, what.base))] if what.base else []
+        stream(["btrfs", "-q", "send", "-e", *parent, "--", *kept], stdout=out)
+
+    def receive(self, name: str, what: Stream, source: int, *, rename: bool) -> str:
+        if not what.snapshot:
+            raise Refused(f"volume '{self.id}:{name}': a stream of btrfs holds snapshots, so one has to be named")
+        parsed = self.parse(name)
+        if what.base and not self._kept(name, what.base):
+            raise NotFound(f"volume '{self.id}:{name}' has no snapshot '{what.base}'")
+        folder = self.directory("images") / str(parsed.vmid)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._drop_empty_locked, folder)
+            place = undo.enter_context(self._receiving(folder))
+            stream(["btrfs", "-q", "receive", "-e", "--", place], stdin=source)
+            came = {path.name.partition("@")[2]: path for path in sorted(place.iterdir())}
+            _check_received(came, what.snapshot, parsed.format)
+            with lock.storage_lock(self.id):
+                own = parsed.name if what.base else self._free_name(folder, parsed, rename=rename)
+                self._settle(came, what.snapshot, f"{parsed.vmid}/{own}", replace=bool(what.base))
+        return f"{parsed.vmid}/{own}"
+
+    @contextlib.contextmanager
+    def _receiving(self, folder: Path) -> Iterator[Path]:
+        """A folder for what comes, which goes with the block."""
+        with contextlib.ExitStack() as undo:
+            with lock.storage_lock(self.id):
+                folder.mkdir(parents=True, exist_ok=True)
+                place = Path(tempfile.mkdtemp(prefix=_RECEIVING, suffix=".tmp", dir=folder))
+                undo.callback(_remove_received, place)
+                held = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                undo.callback(os.close, held)
+                fcntl.flock(held, fcntl.LOCK_EX)  # nobody takes it for a leftover
+            yield place
+
+    def _free_name(self, folder: Path, parsed: VolumeName, *, rename: bool) -> str:
+        place = _place(self.path(f"{parsed.vmid}/{parsed.name}"))
+        if not place.exists():
+            return parsed.name
+        if not rename:
+            raise Exists(f"disk image '{place}' already exists")
+        return folders.next_name(folder, parsed.vmid or 0, parsed.format)
+
+    def _settle(self, came: dict[str, Path], last: str, name: str, *, replace: bool) -> None:
+        """Give snapshots that were received their places, and a volume the state of the last one."""
+        place = _place(self.path(name))
+        with contextlib.ExitStack() as undo:
+            for snapshot, path in came.items():
+                target = _place(self.path(name, snapshot))
+                if target.exists():
+                    raise Exists(f"volume '{self.id}:{name}' has a snapshot '{snapshot}' already")
+                # a copy still counts as received, so that later streams can build on it; moving would end that
+                self._copy(path, target, read_only=True)
+                undo.callback(subvolumes.delete, [target])
+            if replace:
+                self._return_to(came[last], _place(self._idle_image(name)))
+            else:
+                self._copy(came[last], place)
+            undo.pop_all()
+
 
 def _place(path: Path) -> Path:
     """The subvolume of a volume, where it is one."""
@@ -306,3 +380,33 @@ def _sweep(folder: Path) -> None:
     for left in folder.glob(".*.tmp"):
         if subvolumes.is_one(left):
             subvolumes.delete([left])
+        elif left.name.startswith(_RECEIVING) and not _is_held(left):
+            _remove_received(left)
+
+
+def _is_held(place: Path) -> bool:
+    """Whether something is still being received there."""
+    held = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(held)
+    return False
+
+
+def _remove_received(place: Path) -> None:
+    subvolumes.delete(path for path in place.iterdir() if subvolumes.is_one(path))
+    shutil.rmtree(place)
+
+
+def _check_received(came: dict[str, Path], wanted: str, form: str) -> None:
+    """Refuse what is no volume with snapshots: a stream can bring anything."""
+    for snapshot, path in came.items():
+        names.check_snapshot(snapshot)
+        disk = path / _DISK
+        if not subvolumes.is_one(path) or (form == "raw" and (disk.is_symlink() or not disk.is_file())):
+            raise PveError(f"the stream holds no volume of format '{form}'")
+    if wanted not in came:
+        raise PveError(f"the stream holds no snapshot '{wanted}', only: {', '.join(came) or 'nothing'}")

@@ -1,0 +1,144 @@
+"""Where a stream of a volume comes from or goes to: a file, standard input and output, a connection."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pvetools.system import run
+from pvetools.system.errors import PveError
+
+_PORTS = range(60000, 60051)  # those that firewalls of a cluster leave open
+_PATIENCE = 30.0  # seconds for the other side to connect
+_TCP = re.compile(r"tcp://([^/]+)(/\d+)?")
+
+Announce = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def output(name: str) -> Iterator[int]:
+    """A descriptor to write to: ``-`` or a file, which is made or replaced.
+
+    Raises:
+        PveError: it can't be opened, or it is a terminal.
+    """
+    if name == "-":
+        if os.isatty(1):
+            raise PveError("the stream of a volume is not for a terminal: give a file, or a pipe on standard output")
+        yield 1
+        return
+    with _file(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+        yield fd
+
+
+@contextlib.contextmanager
+def source(name: str, announce: Announce) -> Iterator[int]:
+    """A descriptor to read from: ``-``, a file, or one connection that is awaited.
+
+    Args:
+        name: ``-``, a path, ``tcp://ADDRESS`` or ``tcp://NETWORK/BITS`` (our address in there), ``unix://PATH``.
+        announce: gets the lines that tell the other side where to connect.
+
+    Raises:
+        PveError: it can't be opened, or nobody connected in time.
+    """
+    if name == "-":
+        yield 0
+    elif match := _TCP.fullmatch(name):
+        address = _local_address(name.removeprefix("tcp://")) if match[2] else match[1]
+        with _accepted(_listening(address, announce), name) as link:
+            yield link.fileno()
+    elif name.startswith("unix://"):
+        with _at_path(name.removeprefix("unix://"), announce) as listener, _accepted(listener, name) as link:
+            yield link.fileno()
+    else:
+        with _file(name, os.O_RDONLY) as fd:
+            yield fd
+
+
+@contextlib.contextmanager
+def _file(name: str, flags: int) -> Iterator[int]:
+    try:
+        fd = os.open(name, flags | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise PveError(f"can't open '{name}': {error.strerror}") from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _local_address(network: str) -> str:
+    """Our only address in a network.
+
+    Raises:
+        PveError: malformed; none or several.
+    """
+    try:
+        wanted = ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        raise PveError(f"'{network}' is not a network such as 10.0.0.0/24") from None
+    rows = json.loads(run.run(["ip", "-json", "address", "show"]).stdout)
+    addresses = [info["local"] for row in rows for info in row.get("addr_info", ()) if "local" in info]
+    found = [address for address in addresses if ipaddress.ip_address(address) in wanted]
+    if len(found) != 1:
+        raise PveError(f"this host has {len(found) or 'no'} addresses in network '{network}', one is needed")
+    return str(found[0])
+
+
+def _listening(address: str, announce: Announce) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+    except ValueError:
+        raise PveError(f"'{address}' is not an IP address") from None
+    for port in _PORTS:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address, port))
+            listener.listen(1)
+        except OSError as error:
+            listener.close()
+            if error.errno != errno.EADDRINUSE:
+                raise PveError(f"can't listen at '{address}': {error.strerror}") from None
+        else:
+            announce(address)
+            announce(str(port))
+            return listener
+    raise PveError(f"all ports from {_PORTS[0]} to {_PORTS[-1]} at '{address}' are in use")
+
+
+@contextlib.contextmanager
+def _at_path(path: str, announce: Announce) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            listener.bind(path)
+            listener.listen(1)
+        except OSError as error:
+            raise PveError(f"can't listen at '{path}': {error.strerror}") from None
+        try:
+            announce("ready")
+            yield listener
+        finally:
+            Path(path).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _accepted(listener: socket.socket, name: str) -> Iterator[socket.socket]:
+    """The one connection that comes."""
+    with listener:
+        listener.settimeout(_PATIENCE)
+        try:
+            link, _ = listener.accept()
+        except TimeoutError:
+            raise PveError(f"nobody connected to '{name}' within {_PATIENCE:.0f} seconds") from None
+    with link:
+        link.setblocking(True)
+        yield link

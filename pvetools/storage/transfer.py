@@ -1,0 +1,404 @@
+"""Volumes as streams: to files, pipes and other storages, in the formats that Proxmox VE's tools write and read.
+
+A format with ``+size`` is the size of the disk in bytes (eight bytes, the lowest first) and then its data: the disk's
+content (``raw``), the image file with its snapshots (``qcow2``, ``vmdk``), or the files of a folder (``tar``). ``zfs``
+and ``btrfs`` are the storages' own streams of snapshots, which can be incremental.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from pvetools.storage import images, names, volumes
+from pvetools.storage.driver import Driver, Source, Stream, Streaming, Wish
+from pvetools.storage.streaming import stream
+from pvetools.system import log, run, task
+from pvetools.system.errors import Exists, PveError, Refused, RunError
+from pvetools.system.streams import file_size, read_full, widen_pipe, write_all
+
+FORMATS = ("raw+size", "tar+size", "qcow2+size", "vmdk+size", "zfs", "btrfs")
+HEADER = struct.Struct("<Q")
+_MOST = 1 << 62  # bytes; a header beyond that is none
+_NO_SPACE = 1 << 16  # bytes that may be left on a storage that is full
+_WHOLE_IMAGES = ("qcow2+size", "vmdk+size")
+# sparse files, owners by number, ACLs, and the extended attributes that matter
+_TAR = (
+    "--one-file-system", "-p", "--sparse", "--numeric-owner", "--acls", "--xattrs", "--xattrs-include=user.*",
+    "--xattrs-include=security.capability", "--warning=no-file-ignored", "--warning=no-xattr-write",
+)  # fmt: skip
+
+
+class State(NamedTuple):
+    """Which state of a volume is moved.
+
+    Args:
+        snapshot: the one at a snapshot; empty: what the volume holds now.
+        base: an older snapshot that the other side has: only what has changed since is moved.
+        with_snapshots: snapshots go along.
+        snapshots: those that go along, oldest first; default: all up to ``snapshot``, after ``base``.
+    """
+
+    snapshot: str = ""
+    base: str = ""
+    with_snapshots: bool = False
+    snapshots: tuple[str, ...] = ()
+
+
+NOW = State()
+
+
+# Which formats go.
+
+
+def _goes(form: str, state: State) -> bool:
+    """Whether a format can hold such a state."""
+    if not form.endswith("+size"):
+        return bool(state.snapshot)
+    return not state.snapshot and not state.base and state.with_snapshots == (form in _WHOLE_IMAGES)
+
+
+def exports(volid: str, state: State = NOW) -> tuple[str, ...]:
+    """Formats in which a volume's state can be written, the best first.
+
+    Raises:
+        PveError: malformed. NotFound: no such storage.
+    """
+    driver, name = volumes.located(volid)
+    return tuple(form for form in driver.info.exports(driver.parse(name).format) if _goes(form, state))
+
+
+def imports(volid: str, state: State = NOW) -> tuple[str, ...]:
+    """Formats from which a volume of that name can be made.
+
+    Raises:
+        PveError: malformed. NotFound: no such storage.
+    """
+    driver, name = volumes.located(volid)
+    return tuple(form for form in driver.info.imports(driver.parse(name).format) if _goes(form, state))
+
+
+def common_format(source: str, target: str, state: State = NOW) -> str:
+    """The best format in which a volume can become another one.
+
+    Raises:
+        Refused: there is none. PveError, NotFound: malformed names, no such storage.
+    """
+    offered, taken = exports(source, state), imports(target, state)
+    for form in offered:
+        if form in taken:
+            return form
+    raise Refused(
+        f"can't transfer volume '{source}' to '{target}': the first can be written as {', '.join(offered) or 'nothing'}"
+        f"{_said(state)}, the second be read from {', '.join(taken) or 'nothing'}"
+    )
+
+
+def _said(state: State) -> str:
+    words = [f"at snapshot '{state.snapshot}'"] if state.snapshot else []
+    words += [f"since snapshot '{state.base}'"] if state.base else []
+    words += ["with snapshots"] if state.with_snapshots else []
+    return f" ({' '.join(words)})" if words else ""
+
+
+def check_export(volid: str, form: str, state: State = NOW) -> None:
+    """Refuse what a volume can't be exported as, or one that is not there, before anything is opened.
+
+    Raises:
+        As ``export``.
+    """
+    driver, name = volumes.ready(volid)
+    driver.source(name)
+    _check_format(form, exports(volid, state), "exported", volid, state)
+
+
+def check_import(volid: str, form: str, state: State = NOW, *, rename: bool = False) -> None:
+    """Refuse what can't be imported before a stream is awaited.
+
+    Raises:
+        As ``import_``.
+    """
+    driver, name = volumes.ready(volid)
+    parsed = driver.parse(name)
+    if parsed.content != "images" or parsed.vmid is None:
+        raise Refused(f"volume '{volid}' is no disk image or folder of a guest, only those can be imported")
+    _check_format(form, imports(volid, state), "imported", volid, state)
+    if not rename and not state.base and volumes.exists(volid):
+        raise Exists(f"volume '{volid}' already exists")
+
+
+def _check_format(form: str, offered: Sequence[str], verb: str, volid: str, state: State) -> None:
+    if form not in offered:
+        others = f", only: {', '.join(offered)}" if offered else ""
+        raise Refused(f"volume '{volid}'{_said(state)} can't be {verb} in format '{form}'{others}")
+
+
+# Export.
+
+
+def export(volid: str, form: str, out: int, state: State = NOW) -> None:
+    """Write a volume to a descriptor.
+
+    Raises:
+        NotFound: no such volume or snapshot. Refused: the storage or the state does not go with that format.
+        As ``volumes.usable``.
+    """
+    check_export(volid, form, state)
+    driver, name = volumes.ready(volid)
+    source = driver.source(name)
+    widen_pipe(out)
+    if form in _WHOLE_IMAGES:
+        _export_image(volid, source, out)
+    elif form == "tar+size":
+        write_all(out, HEADER.pack(driver.volume(name).size))
+        stream(["tar", *_TAR, "-C", source.path, "-cf", "-", "."], stdout=out)
+    elif form == "raw+size":
+        _export_raw(source, out)
+    else:
+        cast(Streaming, driver).send(name, _own_stream(driver, name, state), out)
+
+
+def _export_raw(source: Source, out: int) -> None:
+    if source.format == "raw" and source.kind != "network":
+        size = _size_of(source.path)
+        write_all(out, HEADER.pack(size))
+        stream(["dd", f"if={source.path}", "bs=1M", "iflag=count_bytes", f"count={size}"], stdout=out, total=size)
+        return
+    from pvetools.storage import pump
+    from pvetools.system import nbd
+
+    place = source.path if source.kind != "network" else source.image
+    with nbd.image(place, source.format, options=source.options) as image:
+        write_all(out, HEADER.pack(image.size))
+        pump.drain(image, out)
+
+
+def _size_of(path: Path) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return file_size(fd)
+    finally:
+        os.close(fd)
+
+
+def _export_image(volid: str, source: Source, out: int) -> None:
+    info = images.inspect(source.path, source.format)
+    if info.backing or info.external:
+        raise Refused(f"volume '{volid}' can't be exported as one file: its data lies in other files as well")
+    write_all(out, HEADER.pack(info.size))
+    stream(["dd", f"if={source.path}", "bs=1M"], stdout=out, total=_size_of(source.path))
+
+
+def _own_stream(driver: Driver, name: str, state: State) -> Stream:
+    """What a storage's own stream is to hold; snapshots that are not there are refused."""
+    for snapshot in (state.snapshot, state.base, *state.snapshots):
+        if snapshot:
+            names.check_snapshot(snapshot)
+    there = [found.name for found in driver.snapshots(name)]
+    for snapshot in (state.snapshot, state.base, *state.snapshots):
+        if snapshot and snapshot not in there:
+            raise PveError(f"volume '{driver.definition.id}:{name}' has no snapshot '{snapshot}'")
+    end, start = there.index(state.snapshot), there.index(state.base) + 1 if state.base else 0
+    if start > end:
+        raise PveError(f"snapshot '{state.base}' is not older than '{state.snapshot}', so it can't be the base")
+    between = (state.snapshots or there[start:end]) if state.with_snapshots else ()
+    return Stream(state.snapshot, state.base, tuple(found for found in between if found != state.snapshot))
+
+
+# Import.
+
+
+def import_(volid: str, form: str, source: int, state: State = NOW, *, rename: bool = False) -> str:
+    """Make a volume from what a descriptor gives; what came by halves is removed again.
+
+    Args:
+        volid: the wanted volume id.
+        form: format of the stream.
+        source: descriptor.
+        state: what the stream is said to hold.
+        rename: take the next free name when the wanted one is used.
+
+    Returns:
+        The new volume's id.
+
+    Raises:
+        Exists: the name is used. Refused: the storage or the state does not go with that format. PveError: the stream
+        is damaged or ended too early, the storage is full. As ``volumes.usable``.
+    """
+    check_import(volid, form, state, rename=rename)
+    driver, name = volumes.ready(volid)
+    widen_pipe(source)
+    if not form.endswith("+size"):
+        what = Stream(state.snapshot, state.base, state.snapshots)
+        received = cast(Streaming, driver).receive(name, what, source, rename=rename)
+        while os.read(source, 65536):
+            pass  # the sender still has its end to write: a pipe that is closed now would kill it
+        return f"{driver.definition.id}:{received}"
+    size = _read_header(source)
+    with contextlib.ExitStack() as undo:
+        made, target = _made(volid, size, undo, rename=rename)
+        with _full_told(driver):
+            _FILLERS[form](target, source, size)
+        undo.pop_all()
+    return made
+
+
+def _read_header(source: int) -> int:
+    """The size of the disk whose stream follows."""
+    head = bytearray(HEADER.size)
+    if read_full(source, memoryview(head)) < HEADER.size:
+        raise PveError("the stream ended before the size of the volume")
+    (size,) = HEADER.unpack(head)
+    if size > _MOST:
+        raise PveError(f"the stream does not begin with the size of a volume: {size} bytes are too many")
+    return int(size)
+
+
+def _made(volid: str, size: int, undo: contextlib.ExitStack, *, rename: bool) -> tuple[str, Source]:
+    """Make a volume to be filled, which goes again when that fails; gives its id, and how to reach it."""
+    driver, name = volumes.ready(volid)
+    parsed = driver.parse(name)
+    if parsed.format == "subvol" and size and not driver.info.limits_folders:
+        log.warn(f"volume '{volid}' gets no limit of its size: its storage can't limit folders")
+        size = 0
+    with task.uninterrupted():
+        own = _alloc(driver, Wish(parsed.vmid or 0, size, parsed.format, parsed.name), rename=rename)
+        undo.callback(volumes.discard, f"{driver.definition.id}:{own}")
+    return f"{driver.definition.id}:{own}", driver.source(own)
+
+
+def _alloc(driver: Driver, wish: Wish, *, rename: bool) -> str:
+    try:
+        return driver.alloc(wish)
+    except Exists:
+        if not rename:
+            raise
+    made = driver.alloc(replace(wish, name=""))
+    log.emit(f"volume '{wish.name}' exists already, importing as '{made}'")
+    return made
+
+
+@contextlib.contextmanager
+def _full_told(driver: Driver) -> Iterator[None]:
+    """Say so when a storage has no space left: not every program does."""
+    try:
+        yield
+    except RunError as error:
+        if "No space left on device" in error.stderr or driver.status().avail < _NO_SPACE:
+            raise PveError(f"storage '{driver.definition.id}' is full: {error}") from error
+        raise
+
+
+def _fill_raw(target: Source, source: int, size: int) -> None:
+    from pvetools.storage import pump
+
+    if target.format == "raw" and target.kind != "network":
+        # new volumes read as zeros, so zeros need not be written
+        limits = ["iflag=fullblock,count_bytes", f"count={size}", "bs=64K"]
+        said = stream(["dd", f"of={target.path}", *limits, "conv=sparse,notrunc,fsync"], stdin=source, total=size)
+        found = re.search(r"^(\d+) bytes?\b", said, re.MULTILINE)
+        pump.check_complete(int(found[1]) if found else 0, size, size)
+    else:
+        from pvetools.system import nbd
+
+        place = target.path if target.kind != "network" else target.image
+        with nbd.image(place, target.format, read_only=False, known_zero=True, options=target.options) as image:
+            pump.fill(source, image, size)
+    pump.check_end(source)
+
+
+def _fill_image(target: Source, source: int, size: int) -> None:
+    stream(["dd", f"of={target.path}", "iflag=fullblock", "bs=64K", "conv=sparse,fsync"], stdin=source, total=size)
+    info = images.check_foreign(target.path, target.format)
+    if info.size != size:
+        raise PveError(f"the image in the stream has {info.size} bytes, its header says {size}")
+    run.run(["qemu-img", "check", "-q", "-f", target.format, target.path])  # finds what is cut off
+
+
+def _fill_folder(target: Source, source: int, _size: int) -> None:
+    stream(["tar", *_TAR, "-C", target.path, "-xf", "-"], stdin=source)
+
+
+_FILLERS: dict[str, Callable[[Source, int, int], None]] = {
+    "raw+size": _fill_raw, "qcow2+size": _fill_image, "vmdk+size": _fill_image, "tar+size": _fill_folder,
+}  # fmt: skip
+
+
+# From storage to storage.
+
+
+def copy(source: str, target: str, state: State = NOW, *, rename: bool = False) -> str:
+    """Make a volume that holds what another one holds; gives its volume id.
+
+    Raises:
+        As ``export`` and ``import_``; Refused: no format goes with both.
+    """
+    form = common_format(source, target, state)
+    check_import(target, form, state, rename=rename)
+    log.emit(f"copying volume '{source}' to '{target}' in format '{form}'")
+    if form == "raw+size":
+        return _convert(source, target, rename=rename)
+    return _stream(source, target, form, state, rename=rename)
+
+
+def _convert(volid: str, target: str, *, rename: bool) -> str:
+    """Copy a disk as qemu-img does it: holes are not even read."""
+    driver, name = volumes.ready(volid)
+    source, size = driver.source(name), driver.volume(name).size
+    with contextlib.ExitStack() as undo:
+        made, into = _made(target, size, undo, rename=rename)
+        options = dict.fromkeys((*source.options, *into.options))
+        words = [
+            "qemu-img",
+            "convert",
+            "-n",
+            "--target-is-zero",
+            "-t",
+            "writeback",
+            *options,
+            "-f",
+            source.format,
+            "-O",
+            into.format,
+        ]
+        with _full_told(volumes.ready(made)[0]):
+            stream([*words, source.image, into.image], total=size)
+        undo.pop_all()
+    return made
+
+
+def _stream(source: str, target: str, form: str, state: State, *, rename: bool) -> str:
+    """Export and import at once."""
+    failed: list[BaseException] = []
+
+    def write(out: int) -> None:
+        try:
+            export(source, form, out, state)
+        except BaseException as error:  # raised again by the other thread
+            failed.append(error)
+        finally:
+            os.close(out)
+
+    outlet, inlet = os.pipe()
+    writer = threading.Thread(target=write, args=(inlet,))
+    writer.start()
+    with contextlib.ExitStack() as undo:
+        try:
+            made = import_(target, form, outlet, state, rename=rename)
+            undo.callback(volumes.discard, made)
+        except PveError as error:
+            raise (failed[0] if failed else error) from None  # the stream ends early when its writer has failed
+        finally:
+            os.close(outlet)
+            writer.join()
+        if failed:
+            raise failed[0]
+        undo.pop_all()
+    return made
