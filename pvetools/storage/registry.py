@@ -20,12 +20,14 @@ SERVED = {
     "btrfs": "pvetools.storage.backends.btrfs:Btrfs",
     "cifs": "pvetools.storage.backends.cifs:Cifs",
     "dir": "pvetools.storage.backends.dir:Directory",
+    "esxi": "pvetools.storage.backends.esxi:Esxi",
     "iscsi": "pvetools.storage.backends.iscsi:Iscsi",
     "iscsidirect": "pvetools.storage.backends.iscsidirect:IscsiDirect",
     "lvm": "pvetools.storage.backends.lvm:VolumeGroup",
     "lvmthin": "pvetools.storage.backends.lvmthin:ThinPool",
     "nfs": "pvetools.storage.backends.nfs:Nfs",
     "nvmeof": "pvetools.storage.backends.nvmeof:NvmeOf",
+    "rbd": "pvetools.storage.backends.rbd:Rbd",
     "zfspool": "pvetools.storage.backends.zfspool:ZfsPool",
 }
 

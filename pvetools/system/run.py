@@ -26,6 +26,7 @@ PACKAGES: dict[str, str] = {
     "btrfs": "btrfs-progs", "iscsiadm": "open-iscsi", "multipath": "multipath-tools", "nvme": "nvme-cli",
     "udevadm": "udev", "modprobe": "kmod", "showmount": "nfs-common",
     "ionice": "util-linux", "nsenter": "util-linux", "unshare": "util-linux", "virsh": "libvirt-clients",
+    "ceph": "ceph-common", "rbd": "ceph-common",
     "zfs": "zfsutils-linux", "zpool": "zfsutils-linux", "ssh": "openssh-client",
     "sendmail": "postfix", "xz": "xz-utils", "fstrim": "util-linux", "sync": "coreutils",
 }  # fmt: skip

@@ -218,6 +218,13 @@ def cifs() -> Iterator[Bed]:
         yield Bed(section, foreign_file(place), thin=True)
 
 
+def krbd() -> contextlib.AbstractContextManager[Bed]:
+    """Images of Ceph that the kernel maps."""
+    from tests.real.storage_vm import cephs
+
+    return cephs.krbd()
+
+
 # A bed comes into the next two tables together with its backend's row in the registry.
 BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
     "cifs": cifs,
@@ -226,6 +233,7 @@ BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
     "lvmthin": lvmthin,
     "nfs3": lambda: _nfs("3"),
     "nfs4": lambda: _nfs("4.2"),
+    "rbd": krbd,
     "zfspool": zfspool,
 }
 # What the contract is tried with: a bed and an image format.
@@ -234,5 +242,5 @@ CASES = [
     ("dir", "raw"), ("dir", "qcow2"), ("dir", "subvol"), ("dir", "vmdk"),
     ("lvm", "raw"), ("lvmthin", "raw"),
     ("nfs3", "raw"), ("nfs3", "qcow2"), ("nfs4", "raw"), ("nfs4", "qcow2"), ("nfs4", "vmdk"), ("nfs4", "subvol"),
-    ("zfspool", "raw"), ("zfspool", "subvol"),
+    ("rbd", "raw"), ("zfspool", "raw"), ("zfspool", "subvol"),
 ]  # fmt: skip

@@ -1,0 +1,154 @@
+"""Ceph clusters: how a storage's cluster is reached by Ceph's own tools, by QEMU and by mounts.
+
+A cluster of this host is found by ``/etc/pve/ceph.conf`` or ``/etc/ceph/ceph.conf``, another one by the option
+``monhost``. Keys lie in keyrings below ``/etc/pve/priv/ceph``; only their paths stand on command lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pvetools.storage import secrets
+from pvetools.storage.definition import Definition
+from pvetools.storage.san import Portal, portal
+from pvetools.system import paths, run
+from pvetools.system.errors import PveError, RunError
+
+PORT = 3300
+NOTHING = Path("/dev/null")  # as configuration of a cluster that is not this host's
+CONNECT_WITHIN = 10  # seconds until a monitor must answer
+COMMAND_WITHIN = 300.0
+_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.+-]{0,127}", re.ASCII)
+_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\S+ +[0-9a-f]+ +-?\d+ +")
+_FSID = re.compile(r"^\s*fsid\s*[=:]\s*([0-9a-f-]{36})\s*$", re.MULTILINE)
+
+
+def check_name(storage: str, option: str, name: str) -> str:
+    """Refuse names that could mean something else to the tools.
+
+    Raises:
+        PveError: an option's value is no name of a pool, a namespace, a user or a file system.
+    """
+    if not _NAME.fullmatch(name):
+        raise PveError(f"storage '{storage}': {option} '{name}' is no valid name")
+    return name
+
+
+class Cluster(NamedTuple):
+    """A storage's cluster.
+
+    Args:
+        storage: id of the storage.
+        config: configuration file of Ceph's libraries.
+        monitors: where the monitors are, unless the configuration says so.
+        user: user name.
+        keyring: file with the user's key; None: the configuration names it, or there is no authentication.
+    """
+
+    storage: str
+    config: Path
+    monitors: tuple[str, ...]
+    user: str
+    keyring: Path | None
+
+    @property
+    def portals(self) -> list[Portal]:
+        """The monitors with their ports."""
+        return [portal(text, PORT) for text in self.monitors]
+
+    @property
+    def addresses(self) -> list[str]:
+        """The monitors as Ceph writes them: IPv6 addresses in brackets, a port only where one was given."""
+        return [_address(text) for text in self.monitors]
+
+    @property
+    def _unauthenticated(self) -> bool:
+        return bool(self.monitors) and self.keyring is None
+
+    def words(self) -> list[str]:
+        """What every tool of Ceph is told about the cluster."""
+        words = ["--conf", str(self.config), "--name", f"client.{self.user}"]
+        words += ["-m", ",".join(self.addresses)] if self.monitors else []
+        words += ["--keyring", str(self.keyring)] if self.keyring else []
+        words += ["--auth_client_required", "none"] if self._unauthenticated else []
+        return words
+
+    def settings(self) -> Iterator[tuple[str, str]]:
+        """The same as pairs, for QEMU's names of images."""
+        yield "conf", str(self.config)
+        yield "id", self.user
+        if self.monitors:
+            yield "mon_host", ";".join(self.addresses)
+        if self.keyring:
+            yield "keyring", str(self.keyring)
+        if self._unauthenticated:
+            yield "auth_client_required", "none"
+
+    def run(self, tool: str, *words: str, check: bool = True) -> run.Completed:
+        """Run ``ceph`` or ``rbd``.
+
+        Raises:
+            RunError: with the tool's reason, in one line. PveError: it took too long.
+        """
+        limit = "--connect-timeout" if tool == "ceph" else "--client_mount_timeout"
+        done = run.run([tool, *self.words(), limit, str(CONNECT_WITHIN), *words], check=False, timeout=COMMAND_WITHIN)
+        if check and done.code:
+            raise RunError([tool, *words], done.code, reason(done.stderr or done.stdout))
+        return done
+
+    def fsid(self) -> str:
+        """Id of the cluster, from the configuration or from the cluster."""
+        match = _FSID.search(self.config.read_text("utf-8", "replace")) if self.config.is_file() else None
+        return match[1] if match else self.run("ceph", "fsid").stdout.strip()
+
+
+def _address(text: str) -> str:
+    place = portal(text, 0)
+    host = f"[{place.host}]" if ":" in place.host else place.host
+    return f"{host}:{place.port}" if place.port else host
+
+
+def reason(said: str) -> str:
+    """The line of a tool's messages that tells why it failed, without time stamps and threads."""
+    lines = [_STAMP.sub("", line).strip() for line in said.replace("\r", "\n").split("\n") if line.strip()]
+    telling = [line for line in lines if "(" in line or "rror" in line]
+    return (telling or lines or [""])[-1]
+
+
+def cluster(found: Definition) -> Cluster:
+    """The cluster of a storage.
+
+    Raises:
+        PveError: nothing says where it is, or a name is malformed.
+    """
+    monitors = tuple(found.options.monhost or ())
+    user = check_name(found.id, "username", found.options.username or "admin")
+    return Cluster(found.id, _config(found.id, bool(monitors)), monitors, user, _keyring(found, user, bool(monitors)))
+
+
+def _config(storage: str, external: bool) -> Path:
+    own = paths.etc_pve() / "priv/ceph" / f"{storage}.conf"
+    if own.exists():
+        return own
+    if external:
+        return NOTHING
+    places = [paths.etc_pve() / "ceph.conf", paths.root() / "etc/ceph/ceph.conf"]
+    for place in places:
+        if place.exists():
+            return place
+    raise PveError(
+        f"storage '{storage}': there is no Ceph cluster on this host (neither '{places[0]}' nor '{places[1]}'); give "
+        "the monitors of another one with: monhost"
+    )
+
+
+def _keyring(found: Definition, user: str, external: bool) -> Path | None:
+    own = secrets.path(found.id, "rbd", "keyring")
+    usual = [
+        paths.etc_pve() / f"priv/ceph.client.{user}.keyring",
+        paths.root() / f"etc/ceph/ceph.client.{user}.keyring",
+    ]
+    return next((place for place in [own, *([] if external else usual)] if place.exists()), None)

@@ -1,0 +1,112 @@
+"""Images of RBD that the kernel shows as block devices: which there are, mapping and unmapping."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from pvetools.storage import blockdev
+from pvetools.storage.ceph import Cluster
+from pvetools.system.errors import PveError, RunError
+
+_BUS = Path("/sys/bus/rbd/devices")
+_GROWN_WITHIN = 10.0  # seconds until the kernel has heard of a new size
+_BUSY = 16  # exit status of `rbd unmap`
+
+
+class Image(NamedTuple):
+    """An image in a cluster."""
+
+    pool: str
+    namespace: str
+    name: str
+
+    @property
+    def spec(self) -> str:
+        """As Ceph's tools write it."""
+        return "/".join(part for part in self if part)
+
+
+def link(image: Image) -> Path:
+    """The link that udev makes for a mapped image."""
+    return Path("/dev/rbd", image.spec)
+
+
+def find(cluster: Cluster, image: Image) -> Path | None:
+    """The device of an image that is mapped; None for one that is not."""
+    found = [entry for entry in _BUS.glob("*") if _is(entry, image)]
+    if not found:
+        return None
+    fsid = cluster.fsid()  # two clusters may have the same names
+    for entry in found:
+        if _read(entry, "cluster_fsid") == fsid:
+            device = Path(f"/dev/rbd{entry.name}")
+            place = link(image)
+            return place if os.path.realpath(place) == str(device) else device
+    return None
+
+
+def _is(entry: Path, image: Image) -> bool:
+    told = (_read(entry, "pool"), _read(entry, "pool_ns"), _read(entry, "name"), _read(entry, "current_snap"))
+    return told == (*image, "-")
+
+
+def _read(entry: Path, attribute: str) -> str:
+    try:
+        return (entry / attribute).read_text().strip()
+    except OSError:
+        return ""  # unmapped meanwhile
+
+
+def map_(cluster: Cluster, image: Image) -> Path:
+    """Have an image as a block device.
+
+    Raises:
+        PveError: the kernel or the cluster refuses.
+    """
+    found = find(cluster, image)
+    if found is None:
+        cluster.run("rbd", "device", "map", *_udev(), image.spec)
+        found = find(cluster, image)
+    if found is None:
+        raise PveError(f"storage '{cluster.storage}': image '{image.spec}' was mapped, but the kernel shows no device")
+    blockdev.wait_for(found)
+    return found
+
+
+def _udev() -> list[str]:
+    """Without udev nobody tells that the device has come."""
+    return [] if Path("/run/udev/control").exists() else ["--options", "noudev"]
+
+
+def unmap(cluster: Cluster, image: Image) -> str:
+    """Give up the device of an image; gives who uses it, in words, when that is not possible.
+
+    Raises:
+        RunError: the kernel refuses for another reason.
+    """
+    found = find(cluster, image)
+    if found is None:
+        return ""
+    try:
+        cluster.run("rbd", "device", "unmap", *_udev(), os.path.realpath(found))
+    except RunError as error:
+        if error.code != _BUSY:
+            raise
+        return blockdev.user_of(found) or "this host's kernel"
+    with contextlib.suppress(OSError):
+        deadline = time.monotonic() + _GROWN_WITHIN
+        while link(image).is_symlink() and time.monotonic() < deadline:
+            time.sleep(0.01)  # udev's link
+    return ""
+
+
+def await_size(cluster: Cluster, image: Image, size: int) -> None:
+    """Wait until the kernel shows a mapped image with its new size."""
+    found = find(cluster, image)
+    deadline = time.monotonic() + _GROWN_WITHIN
+    while found and blockdev.size(found) < size and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -1,0 +1,175 @@
+"""A real Ceph cluster of one node that keeps all in memory: monitor, manager, storage daemon, with authentication.
+
+`make` starts it in a folder and ends it with the block.  It needs root and a loopback network of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+TOOLS = ("ceph", "ceph-mon", "ceph-mgr", "ceph-osd", "ceph-authtool", "monmaptool", "rbd")
+PATIENCE = 120.0  # seconds for anything that the cluster does
+MONITOR = "127.0.0.1"
+_CONFIG = """\
+[global]
+fsid = {fsid}
+mon_host = [v2:{monitor}:3300,v1:{monitor}:6789]
+mon_initial_members = a
+auth_cluster_required = cephx
+auth_service_required = cephx
+auth_client_required = cephx
+keyring = {folder}/$name.keyring
+admin_socket = {folder}/$name.asok
+pid_file = {folder}/$name.pid
+run_dir = {folder}
+log_file = {folder}/$name.log
+mon_cluster_log_file = {folder}/cluster.log
+crash_dir = {folder}/crash
+mon_data = {folder}/mon.$id
+mgr_data = {folder}/mgr.$id
+osd_data = {folder}/osd.$id
+mds_data = {folder}/mds.$id
+osd_objectstore = memstore
+memstore_device_bytes = {size}
+osd_pool_default_size = 1
+osd_pool_default_min_size = 1
+osd_pool_default_pg_num = 8
+osd_pool_default_pg_autoscale_mode = off
+osd_crush_chooseleaf_type = 0
+osd_memory_target = 939524096
+mon_allow_pool_size_one = true
+mon_allow_pool_delete = true
+mon_warn_on_pool_no_redundancy = false
+auth_allow_insecure_global_id_reclaim = false
+mon_data_avail_crit = 1
+mon_data_avail_warn = 1
+mgr_initial_modules =
+mon_max_pg_per_osd = 1000
+"""
+
+
+def missing() -> str:
+    """A program of Ceph that is not installed; empty when all are there."""
+    return next((tool for tool in TOOLS if shutil.which(tool) is None), "")
+
+
+@dataclass
+class Cluster:
+    """A cluster that runs."""
+
+    folder: Path
+    fsid: str
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "ceph.conf"
+
+    def keyring(self, user: str = "admin") -> Path:
+        return self.folder / f"client.{user}.keyring"
+
+    def run(self, *words: object, check: bool = True) -> str:
+        """Run `ceph`, `rbd`, ... as the administrator."""
+        tool, *rest = map(str, words)
+        done = subprocess.run(
+            [tool, "--conf", self.config, *rest], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def add_user(self, name: str, *caps: str) -> Path:
+        """A user with capabilities such as `mon`, `profile rbd`; gives its keyring."""
+        self.run("ceph", "auth", "get-or-create", f"client.{name}", *caps, "-o", self.keyring(name))
+        return self.keyring(name)
+
+    def add_pool(self, name: str, application: str = "rbd", *words: str) -> None:
+        self.run("ceph", "osd", "pool", "create", name, *words)
+        self.run("ceph", "osd", "pool", "application", "enable", name, application)
+
+    def wait(self, what: str, *words: object, holds: str) -> None:
+        """Wait until the output of a command holds a text."""
+        deadline = time.monotonic() + PATIENCE
+        while holds not in (said := self.run(*words, check=False)):
+            assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}: {said}"
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def make(folder: Path, size: int = 1 << 30, monitor: str = MONITOR) -> Iterator[Cluster]:
+    """A cluster with room for `size` bytes, up and answering; without pools."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = Cluster(folder, str(uuid.uuid4()))
+    cluster.config.write_text(_CONFIG.format(folder=folder, fsid=cluster.fsid, size=size, monitor=monitor))
+    with contextlib.ExitStack() as stack:
+        _start_monitor(cluster, stack, monitor)
+        _start_manager(cluster, stack)
+        _start_store(cluster, stack)
+        cluster.wait("the store is up", "ceph", "osd", "stat", holds="1 up")
+        cluster.wait("the manager is active", "ceph", "mgr", "stat", holds='"available": true')
+        yield cluster
+
+
+def _tool(*words: object) -> None:
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
+
+
+def daemon(cluster: Cluster, stack: contextlib.ExitStack, kind: str, name: str) -> None:
+    """Start a daemon in the foreground of a process of ours, which ends with the block."""
+    log = (cluster.folder / f"{kind}.{name}.out").open("wb")
+    stack.callback(log.close)
+    process = subprocess.Popen(
+        [f"ceph-{kind}", "--conf", cluster.config, "-i", name, "-f"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    )
+    stack.callback(_end, process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # what it keeps is in memory anyway
+    process.wait(30)
+
+
+def _start_monitor(cluster: Cluster, stack: contextlib.ExitStack, monitor: str) -> None:
+    folder = cluster.folder
+    keys, admin, chart = folder / "mon.keyring", cluster.keyring(), folder / "monmap"
+    _tool("ceph-authtool", "--create-keyring", keys, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
+    caps = [word for daemon in ("mon", "osd", "mds", "mgr") for word in ("--cap", daemon, "allow *")]
+    _tool("ceph-authtool", "--create-keyring", admin, "--gen-key", "-n", "client.admin", *caps)
+    _tool("ceph-authtool", keys, "--import-keyring", admin)
+    address = f"[v2:{monitor}:3300,v1:{monitor}:6789]"
+    _tool("monmaptool", "--create", "--clobber", "--addv", "a", address, "--fsid", cluster.fsid, chart)
+    _tool("ceph-mon", "--conf", cluster.config, "--mkfs", "-i", "a", "--monmap", chart, "--keyring", keys)
+    (folder / "mon.a.keyring").unlink(missing_ok=True)
+    shutil.copy(keys, folder / "mon.a.keyring")
+    daemon(cluster, stack, "mon", "a")
+    cluster.wait("the monitor answers", "ceph", "--connect-timeout", "2", "mon", "stat", holds="quorum")
+
+
+def _start_manager(cluster: Cluster, stack: contextlib.ExitStack) -> None:
+    (cluster.folder / "mgr.a").mkdir()
+    caps = ("mon", "allow profile mgr", "osd", "allow *", "mds", "allow *")
+    cluster.run("ceph", "auth", "get-or-create", "mgr.a", *caps, "-o", cluster.folder / "mgr.a.keyring")
+    daemon(cluster, stack, "mgr", "a")
+
+
+def _start_store(cluster: Cluster, stack: contextlib.ExitStack) -> None:
+    (cluster.folder / "osd.0").mkdir()
+    keyring, ident = cluster.folder / "osd.0.keyring", str(uuid.uuid4())
+    _tool("ceph-authtool", "--create-keyring", keyring, "--gen-key", "-n", "osd.0")
+    cluster.run("ceph", "osd", "new", ident, "0")
+    caps = ("mon", "allow profile osd", "mgr", "allow profile osd", "osd", "allow *")
+    cluster.run("ceph", "auth", "add", "osd.0", *caps, "-i", keyring)
+    _tool("ceph-osd", "--conf", cluster.config, "-i", "0", "--mkfs", "--osd-uuid", ident)
+    daemon(cluster, stack, "osd", "0")
+
+
+if __name__ == "__main__":
+    with make(Path("/run/ceph-test")) as made:
+        os.execvp("bash", ["bash"])
