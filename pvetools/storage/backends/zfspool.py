@@ -7,15 +7,19 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from pvetools.storage import blockdev, mounts, zfs
-from pvetools.storage.driver import Capabilities, Source
+from pvetools.storage.driver import Capabilities, Source, Stream, Wish
+from pvetools.storage.names import VolumeName
+from pvetools.storage.streaming import stream
 from pvetools.storage.zfs import Caller, Row
 from pvetools.storage.zfsvolumes import ZfsStorage, is_folder
-from pvetools.system import lock, log
-from pvetools.system.errors import PveError, RunError
+from pvetools.system import lock, log, task
+from pvetools.system.errors import Exists, PveError, Refused, RunError
+from pvetools.system.units import MIB
 
 DEVICES = Path("/dev/zvol")
 _BOTH = frozenset({"raw", "subvol"})
@@ -35,6 +39,8 @@ class ZfsPool(ZfsStorage):
         rollback_to_newest=True,
         base=_BOTH,
         limits_folders=True,
+        export={"raw": ("zfs", "raw+size"), "subvol": ("zfs", "tar+size")},
+        import_={"raw": ("zfs", "raw+size"), "subvol": ("zfs", "tar+size")},
     )
 
     def caller(self) -> Caller:
@@ -130,6 +136,48 @@ class ZfsPool(ZfsStorage):
             yield
         finally:
             self.pool.mount(own)
+
+    # Streams.
+
+    def send(self, name: str, what: Stream, out: int) -> None:
+        row = self.row(name)
+        kept = [found.name for found in self.snapshots(name)]
+        start = kept.index(what.base) + 1 if what.base else 0
+        if what.between and list(what.between) != kept[start : kept.index(what.snapshot)]:
+            raise Refused(f"volume '{self.id}:{name}': a stream of ZFS with snapshots holds all of them")
+        raw = self.pool.property("encryption", row.name) not in ("off", "-", "")
+        dataset = self.pool.of(row.name)
+        stream(zfs.send_argv(dataset, what.snapshot, what.base, bool(what.between), raw=raw), stdout=out)
+
+    def receive(self, name: str, what: Stream, source: int, *, rename: bool) -> str:
+        if what.base:
+            self.need_snapshot(name, what.base)
+            row = self._unused(name)
+            with self._away(row.name), self._explained(name):
+                stream(zfs.receive_argv(self.pool.of(row.name)), stdin=source)
+            return name
+        with contextlib.ExitStack() as undo:
+            own = self._reserve(self.parse(name), undo, rename=rename)
+            with self._explained(own):
+                stream(zfs.receive_argv(self.pool.of(own)), stdin=source)
+            self.row(own)  # a stream can hold another kind of dataset than the name says
+            undo.pop_all()
+        return own
+
+    def _reserve(self, parsed: VolumeName, undo: contextlib.ExitStack, *, rename: bool) -> str:
+        """Take a name by a small volume, which what is received will replace."""
+        wish = Wish(parsed.vmid or 0, MIB, parsed.format, parsed.name)
+        with lock.storage_lock(self.id):
+            try:
+                own = self.choose_name(wish)
+            except Exists:
+                if not rename:
+                    raise
+                own = self.choose_name(replace(wish, name=""))
+            with self._explained(own, MIB), task.uninterrupted():
+                self._make(own, replace(wish, size=0 if is_folder(own) else MIB))
+                undo.callback(self.pool.destroy, own)
+        return own
 
 
 def volume_of(device: Path) -> str:

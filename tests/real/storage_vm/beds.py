@@ -113,9 +113,18 @@ def directory() -> Iterator[Bed]:
 
 
 @contextlib.contextmanager
-def _file_system(place: str) -> Iterator[str]:
-    device = disk(3)
-    sh(f"mkfs.xfs -q -f {device}; mkdir -p {place}; mount {device} {place}")
+def btrfs() -> Iterator[Bed]:
+    """A btrfs with quotas on disk 4."""
+    with _file_system("/mnt/btrfs", "mkfs.btrfs -q -f", 4) as place:
+        sh(f"btrfs quota enable {place}")
+        section = f"btrfs: {STORAGE}\n\tpath {place}\n\tis_mountpoint yes\n"
+        yield Bed(section, foreign_file(place), thin=True, independent_clones=True)
+
+
+@contextlib.contextmanager
+def _file_system(place: str, make: str = "mkfs.xfs -q -f", number: int = 3) -> Iterator[str]:
+    device = disk(number)
+    sh(f"{make} {device}; mkdir -p {place}; mount {device} {place}")
     try:
         yield place
     finally:
@@ -227,6 +236,7 @@ def krbd() -> contextlib.AbstractContextManager[Bed]:
 
 # A bed comes into the next two tables together with its backend's row in the registry.
 BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
+    "btrfs": btrfs,
     "cifs": cifs,
     "dir": directory,
     "lvm": lvm,
@@ -238,6 +248,7 @@ BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
 }
 # What the contract is tried with: a bed and an image format.
 CASES = [
+    ("btrfs", "raw"), ("btrfs", "subvol"),
     ("cifs", "raw"), ("cifs", "qcow2"), ("cifs", "vmdk"),
     ("dir", "raw"), ("dir", "qcow2"), ("dir", "subvol"), ("dir", "vmdk"),
     ("lvm", "raw"), ("lvmthin", "raw"),
