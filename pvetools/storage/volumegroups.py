@@ -151,6 +151,9 @@ def kib(size: int) -> str:
 class GroupStorage(FlatStorage):
     """Base of the storages in a volume group."""
 
+    # new logical volumes: old signatures go, and at boot they stay as they are
+    NEW = ("-aly", "-Wy", "-Zy", "--setautoactivation", "n")
+
     def __init__(self, definition: Definition) -> None:
         super().__init__(definition)
         self.vg = str(definition.options.vgname)
@@ -172,7 +175,19 @@ class GroupStorage(FlatStorage):
         return [self.record(found) for found in logicals(self.vg) if self.mine(found)]
 
     def taken(self) -> Iterable[str]:
-        return [found.name for found in logicals(self.vg)]
+        """All names; also those of volumes whose snapshots are there alone, which a new volume must not inherit."""
+        for found in logicals(self.vg):
+            yield found.name
+            if found.name.startswith("snap_"):
+                words = found.name.split("_")[1:]
+                yield from ("_".join(words[:count]) for count in range(1, len(words)))
+
+    def named_after(self, stem: str, rows: Sequence[Logical]) -> list[Logical]:
+        """Logical volumes with the name of a snapshot of a volume; ``vm-100-a_b`` may be there besides ``vm-100-a``."""
+        own = [row.name.removesuffix(".qcow2") for row in rows if self.mine(row)]
+        longer = tuple(f"snap_{name}_" for name in own if name.startswith(f"{stem}_"))
+        found = [row for row in rows if row.name.startswith(f"snap_{stem}_")]
+        return [row for row in found if not row.name.startswith(longer)]
 
     def device(self, own: str, snapshot: str = "") -> Path:
         return Path("/dev", self.vg, own)
@@ -297,14 +312,24 @@ class GroupStorage(FlatStorage):
     def idle(self, name: str, rows: Sequence[Logical] | None = None) -> Logical:
         """A volume that nobody uses, made inactive to be sure; the caller holds the storage's lock. Refused."""
         found = self.logical(name, rows)
-        if user := blockdev.user_of(self.device(found.name)):
+        self.still(name, found)
+        return found
+
+    def still(self, name: str, found: Logical) -> None:
+        """Make a logical volume of a volume inactive, which nobody may use. Refused."""
+        path = self.device(found.name)
+        if user := blockdev.user_of(path):
             raise self.in_use(name, user)
-        if found.active:
+        if found.active or blockdev.is_device(path):
             try:
                 self.lvm("lvchange", "-aln", found.name)
             except RunError as error:
                 raise self.in_use(name, f"somebody: {error.stderr or error}") from None
-        return found
+
+    def let_go(self, own: str) -> None:
+        """A logical volume of a shared group is active only where a guest uses it."""
+        if self.definition.shared:
+            self.lvm("lvchange", "-aln", own, check=False)
 
     def create(self, *words: str, size: int) -> None:
         """Run lvcreate or lvextend, with its usual failures in the project's words."""

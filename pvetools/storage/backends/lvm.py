@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pvetools.storage import blockdev
-from pvetools.storage.definition import NOT_SERVED
+from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Capabilities, Space, Wish
-from pvetools.storage.flat import Record
-from pvetools.storage.volumegroups import GroupStorage, Logical, group, kib
+from pvetools.storage.volumechains import SUFFIX, ChainStorage, make, needed
+from pvetools.storage.volumegroups import Logical, group, kib, logicals
 from pvetools.system import lock, log
 from pvetools.system.errors import PveError, Refused
 from pvetools.system.units import MIB
 
 _NAME = re.compile(r"vm-[1-9]\d{0,9}-[a-zA-Z0-9][a-zA-Z0-9_.+-]{0,99}", re.ASCII)
+_RAW, _CHAINS = frozenset({"raw"}), frozenset({"qcow2"})
+_PLAIN = Capabilities(files=False, alloc=_RAW, resize=_RAW, online_resize=_RAW, io_uring="direct")
+_WITH_CHAINS = _PLAIN._replace(alloc=_RAW | _CHAINS, resize=_RAW | _CHAINS, snapshot=_CHAINS, rollback_to_newest=True)
 _TAG = re.compile(r"pve-vm-\d+", re.ASCII)
 _KINDS = "-oCrRmM"  # ordinary ones, also cached, mirrored or snapshotted by hand; nothing thin
 _RATE = re.compile(r"-?(\d+)([kmgt]?)", re.ASCII | re.IGNORECASE)
@@ -37,23 +40,17 @@ def rate(text: str) -> int:
     return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ")
 
 
-class VolumeGroup(GroupStorage):
+class VolumeGroup(ChainStorage):
     """One storage of type ``lvm``."""
 
-    info = Capabilities(
-        files=False,
-        alloc=frozenset({"raw"}),
-        resize=frozenset({"raw"}),
-        online_resize=frozenset({"raw"}),
-        io_uring="direct",
-    )
+    def __init__(self, definition: Definition) -> None:
+        super().__init__(definition)
+        self.info = _WITH_CHAINS if definition.options.snapshot_as_volume_chain else _PLAIN
 
     def mine(self, found: Logical) -> bool:
         tagged = not self.definition.options.tagged_only or any(_TAG.fullmatch(tag) for tag in found.tags)
-        return tagged and found.kind in _KINDS and bool(_NAME.fullmatch(found.name))
-
-    def record(self, found: Logical) -> Record:
-        return Record(found.name, found.size, used=found.size, ctime=found.ctime)
+        readable = "qcow2" in self.info.alloc or not found.name.endswith(SUFFIX)
+        return tagged and readable and found.kind in _KINDS and bool(_NAME.fullmatch(found.name))
 
     def status(self) -> Space:
         found = group(self.vg)
@@ -62,28 +59,29 @@ class VolumeGroup(GroupStorage):
     # Making.
 
     def alloc(self, wish: Wish) -> str:
-        for option in NOT_SERVED:
-            if self.definition.options.given.get(option):
-                raise Refused(f"storage '{self.id}': option '{option}' has no effect in this version")
         self.finish_removals(slow=False)
         with contextlib.ExitStack() as undo:
             with lock.storage_lock(self.id):
                 own = self.choose_name(wish)
-                self.create(
-                    "lvcreate", "-aly", "-Wy", "-Zy", "--setautoactivation", "n", "-L", kib(wish.size), "-n", own,
-                    "--addtag", f"pve-vm-{wish.vmid}", self.vg, size=wish.size,
-                )  # fmt: skip
+                size = needed(wish.size) if own.endswith(SUFFIX) else wish.size
+                words = ["-L", kib(size), "-n", own, "--addtag", f"pve-vm-{wish.vmid}", self.vg]
+                self.create("lvcreate", *self.NEW, *words, size=wish.size)
                 undo.callback(self.lvm, "lvremove", "-f", own, check=False)
-            blockdev.wait_for(self.device(own))
-            blockdev.zero_fast(self.device(own))
+            path = self.device(own)
+            blockdev.wait_for(path)
+            blockdev.zero_fast(path)
+            if own.endswith(SUFFIX):
+                make(path, wish.size)
             undo.pop_all()
-        self._let_go(own)
+        self.let_go(own)
         return own
 
-    def _let_go(self, own: str) -> None:
-        """A shared volume is active only where a guest uses it."""
-        if self.definition.shared:
-            self.lvm("lvchange", "-aln", own, check=False)
+    def resize(self, name: str, size: int) -> None:
+        if self.parse(name).format != "qcow2":
+            super().resize(name, size)
+            return
+        with lock.storage_lock(self.id):
+            self.grow_image(name, size)
 
     def grown(self, before: Logical) -> None:
         path = self.device(before.name)
@@ -91,23 +89,33 @@ class VolumeGroup(GroupStorage):
             self.reach(before.name)
         blockdev.zero_fast(path, before.size)
         if not before.active:
-            self._let_go(before.name)
+            self.let_go(before.name)
 
     # Removing.
 
     def free(self, name: str) -> None:
         self.parse(name)
         self.finish_removals(slow=True)
-        with contextlib.ExitStack() as held:
-            with lock.storage_lock(self.id):
-                found = self.idle(name)
-                if found.kind == "o":
-                    raise Refused(
-                        f"volume '{self.id}:{name}' has LVM snapshots that were made by hand, remove them first"
-                    )
-                doomed = self.doom(found)
-                held.enter_context(self._to_wipe(doomed))
-            self._remove(doomed, held)
+        with contextlib.ExitStack() as rest, lock.storage_lock(self.id):
+            rows = logicals(self.vg)
+            found = self.idle(name, rows)
+            if found.kind == "o":
+                raise Refused(f"volume '{self.id}:{name}' has LVM snapshots that were made by hand, remove them first")
+            # the volume goes last: what is left of its snapshots can be removed with it
+            rest.enter_context(self.discard(name, [*self.layers(found.name, rows), found]))
+
+    @contextlib.contextmanager
+    def discard(self, name: str, rows: Sequence[Logical]) -> Iterator[None]:
+        with contextlib.ExitStack() as all_:
+            doomed: list[tuple[str, contextlib.ExitStack]] = []
+            for row in rows:
+                self.still(name, row)
+                own, held = self.doom(row), all_.enter_context(contextlib.ExitStack())
+                held.enter_context(self._to_wipe(own))
+                doomed.append((own, held))
+            yield
+            for own, held in doomed:
+                self._remove(own, held)
 
     @contextlib.contextmanager
     def _to_wipe(self, doomed: str) -> Iterator[bool]:

@@ -7,7 +7,7 @@ their base. Whatever makes a volume from another one takes no time and no space.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pvetools.storage import blockdev, names
@@ -43,14 +43,6 @@ class ThinPool(GroupStorage):
 
     def device(self, own: str, snapshot: str = "") -> Path:
         return Path("/dev", self.vg, _snapshot_name(own, snapshot) if snapshot else own)
-
-    def taken(self) -> Iterable[str]:
-        """Names of volumes; also those whose snapshots are there without them, which a new volume must not inherit."""
-        for found in logicals(self.vg):
-            yield found.name
-            if found.name.startswith("snap_"):
-                words = found.name.split("_")[1:]
-                yield from ("_".join(words[:count]) for count in range(1, len(words)))
 
     def pool(self, rows: Sequence[Logical] | None = None) -> Logical:
         """The thin pool. PveError: it is not there."""
@@ -133,14 +125,7 @@ class ThinPool(GroupStorage):
 
     def kept_volumes(self, own: str, rows: Sequence[Logical]) -> list[Logical]:
         """The volumes that are snapshots of a volume, oldest first."""
-        start = f"snap_{own}_"
-        # vm-100-a_b may be there besides vm-100-a
-        longer = tuple(f"snap_{row.name}_" for row in rows if self.mine(row) and row.name.startswith(f"{own}_"))
-        kept = [
-            row for row in rows
-            if row.kind == "V" and row.pool == self.pool_name and row.name.startswith(start)
-            and not row.name.startswith(longer)
-        ]  # fmt: skip
+        kept = [row for row in self.named_after(own, rows) if row.kind == "V" and row.pool == self.pool_name]
         return sorted(kept, key=lambda row: (row.ctime, row.number))
 
     def snapshots(self, name: str) -> list[Snapshot]:
