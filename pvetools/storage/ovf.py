@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
-from xml.parsers import expat
 
-from pvetools.storage import images, imported
+from pvetools.storage import images, imported, markup
 from pvetools.storage.imported import Disk, Guest, Warn
+from pvetools.storage.markup import Node
 from pvetools.system.errors import PveError, Refused
 
 LARGEST = 10 << 20  # bytes of a descriptor
@@ -40,74 +39,6 @@ _UNITS = {"byte": 1, "bytes": 1, "kilobytes": 1 << 10, "megabytes": 1 << 20, "gi
 _MIB = 1 << 20
 
 
-# -- XML ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Node:
-    """An element; names stand without their namespace, as some programs forget to declare it."""
-
-    name: str
-    attributes: Mapping[str, str]
-    children: list[Node] = field(default_factory=list)
-    text: str = ""
-
-    def all(self, name: str) -> list[Node]:
-        """Children with a name."""
-        return [child for child in self.children if child.name == name]
-
-    def first(self, name: str) -> Node | None:
-        return next(iter(self.all(name)), None)
-
-    def value(self, name: str) -> str:
-        """Text of a child; empty when there is none."""
-        found = self.first(name)
-        return found.text.strip() if found else ""
-
-    def number(self, name: str) -> int | None:
-        """Whole number in a child; None when there is none."""
-        text = self.value(name)
-        return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else None
-
-
-def _local(name: str) -> str:
-    return name.rpartition(":")[2]
-
-
-def parse_xml(data: bytes, what: str = "OVF") -> Node:
-    """Read XML without a document type, so without entities, which could read files or fill the memory.
-
-    Raises:
-        PveError: malformed. Refused: it has a document type.
-    """
-    top = Node("", {})
-    path = [top]
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        node = Node(_local(name), {_local(key): text for key, text in attributes.items()})
-        path[-1].children.append(node)
-        path.append(node)
-        if len(path) > 100:
-            raise PveError(f"{what}: elements are nested too deep")
-
-    def text(data: str) -> None:
-        path[-1].text += data
-
-    def refuse(*_: object) -> None:
-        raise Refused(f"{what}: a document type or an entity is declared, which is not allowed")
-
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartElementHandler, parser.CharacterDataHandler = start, text
-    parser.EndElementHandler = lambda _: path.pop()
-    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
-    try:
-        parser.Parse(data, True)
-    except expat.ExpatError as error:
-        raise PveError(f"{what} is not valid XML: {error}") from None
-    return top.children[0]
-
-
 # -- the descriptor ----------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +61,7 @@ def parse(data: bytes, volume: Callable[[File], Disk]) -> Guest:
     """
     if len(data) > LARGEST:
         raise PveError(f"OVF: more than {LARGEST >> 20} MiB")
-    envelope = parse_xml(data)
+    envelope = markup.parse(data, "OVF")
     machines = list(_machines(envelope))
     if envelope.name != "Envelope" or len(machines) != 1:
         raise PveError(f"OVF: one virtual machine is expected, found {len(machines)}")
