@@ -12,6 +12,7 @@ from pvetools.storage.backends.lvm import VolumeGroup, rate
 from pvetools.storage.backends.lvmthin import ThinPool
 from pvetools.storage.definition import Definition
 from pvetools.storage.flat import Record
+from pvetools.storage.volumechains import needed
 from pvetools.storage.volumegroups import Group, Logical
 from pvetools.system import paths
 from pvetools.system.errors import PveError
@@ -165,6 +166,29 @@ def test_snapshots_belong_to_the_volume_with_the_longest_name_and_are_in_order()
     names = [row.name for row in storage(ThinPool).kept_volumes("vm-100-a", rows)]
     assert names == ["snap_vm-100-a_older", "snap_vm-100-a_old", "snap_vm-100-a_new"]
     assert [row.name for row in storage(ThinPool).kept_volumes("vm-100-a_b", rows)] == ["snap_vm-100-a_b_c"]
+
+
+def test_layers_of_a_chain_belong_to_the_volume_with_the_longest_name() -> None:
+    chained = storage(VolumeGroup, **{"snapshot-as-volume-chain": "1"})
+    found = [
+        "vm-100-a.qcow2", "vm-100-a_b.qcow2", "snap_vm-100-a_x.qcow2", "snap_vm-100-a_b_c.qcow2", "snap_vm-100-a_x",
+        "snap_vm-100-ab_x.qcow2",
+    ]  # fmt: skip
+    rows = [Logical(name, 1 << 22, "-wi-a-----") for name in found]
+    assert [row.name for row in chained.layers("vm-100-a.qcow2", rows)] == ["snap_vm-100-a_x.qcow2"]
+    assert [row.name for row in chained.layers("vm-100-a_b.qcow2", rows)] == ["snap_vm-100-a_b_c.qcow2"]
+    assert chained.layers("vm-100-a", rows) == []
+
+
+def test_a_qcow2_volume_is_none_where_the_storage_has_no_chains() -> None:
+    found = Logical("vm-100-disk-0.qcow2", 1 << 22, "-wi-a-----")
+    assert not storage(VolumeGroup).mine(found)
+    assert storage(VolumeGroup, **{"snapshot-as-volume-chain": "1"}).mine(found)
+
+
+@pytest.mark.parametrize("size", [1 << 20, 32 << 20, 1 << 40])
+def test_the_space_of_a_written_image_holds_its_tables_too(size: int) -> None:
+    assert size < needed(size) < size * 1.01 + (1 << 20)
 
 
 @pytest.mark.parametrize(
