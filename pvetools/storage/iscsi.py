@@ -1,15 +1,18 @@
-"""iSCSI by the tools of open-iscsi: which targets a portal offers."""
+"""iSCSI: which targets a portal offers by the tools of open-iscsi, and this host's own name."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from pvetools.storage import san
 from pvetools.storage.san import Portal
+from pvetools.system import files
 from pvetools.system.run import run
 
 PORT = 3260
+_INITIATOR = re.compile(r"^InitiatorName=(\S+)", re.MULTILINE)
 _OFFERED = re.compile(r"(\S+):(\d+),(?:-?\d+) (\S+)")
 
 
@@ -28,3 +31,9 @@ def discover(place: Portal) -> list[tuple[Portal, str]]:
     """
     words = ["iscsiadm", "-m", "discovery", "-t", "sendtargets", "-p", str(place), "-o", "nonpersistent"]
     return [*portals(run(words, timeout=san.TOOL_PATIENCE).stdout)]
+
+
+def initiator() -> str:
+    """This host's name as targets know it; QEMU has one of its own where the host has none."""
+    match = _INITIATOR.search(files.read_text(Path("/etc/iscsi/initiatorname.iscsi")) or "")
+    return match[1] if match else ""

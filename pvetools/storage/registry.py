@@ -28,6 +28,7 @@ SERVED = {
     "nfs": "pvetools.storage.backends.nfs:Nfs",
     "nvmeof": "pvetools.storage.backends.nvmeof:NvmeOf",
     "rbd": "pvetools.storage.backends.rbd:Rbd",
+    "zfs": "pvetools.storage.backends.zfs:ZfsOverIscsi",
     "zfspool": "pvetools.storage.backends.zfspool:ZfsPool",
 }
 

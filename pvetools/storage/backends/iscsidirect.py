@@ -18,7 +18,6 @@ from pvetools.storage.san import Portal
 from pvetools.system import files
 from pvetools.system.errors import NotFound, PveError
 
-_INITIATOR = re.compile(r"^InitiatorName=(\S+)", re.MULTILINE)
 # what QEMU calls itself on a host that has no name for targets
 _NAMELESS = "iqn.2008-11.org.linux-kvm"
 
@@ -42,31 +41,31 @@ class IscsiDirect(san.ForeignStorage):
     def _secret(self) -> Path:
         return secrets.path(self.id, self.definition.type, "password")
 
-    def _initiator(self) -> str:
-        """This host's name as targets know it; QEMU has one of its own where the host has none."""
-        match = _INITIATOR.search(files.read_text(Path("/etc/iscsi/initiatorname.iscsi")) or "")
-        return match[1] if match else ""
-
     def _password(self) -> str:
         text = files.read_text(self._secret)
         if text is None:
-            raise PveError(
-                f"storage '{self.id}' has a username but no password: set it with: pvesm set {self.id} --password"
-            )
+            user = self.definition.options.username
+            raise PveError(f"there is no password for user '{user}', set it with: pvesm set {self.id} --password")
         return text
 
-    def _session(self) -> contextlib.AbstractContextManager[iscsi_client.Session]:
-        user = self.definition.options.username or ""
-        password = self._password() if user else ""
-        initiator = self._initiator() or _NAMELESS
-        return iscsi_client.session(iscsi_client.Login(self.portal, self.target, initiator, user, password))
-
-    def activate(self) -> None:
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[iscsi_client.Session]:
+        """Be logged in to the target. PveError: it does not answer, or lets nobody in."""
         try:
-            with self._session():
-                pass
+            user = self.definition.options.username or ""
+            password = self._password() if user else ""
+            initiator = iscsi.initiator() or _NAMELESS
+            login = iscsi_client.Login(self.portal, self.target, initiator, user, password)
+            with iscsi_client.session(login) as session:
+                yield session
+        except NotFound:
+            raise
         except PveError as error:
             raise PveError(f"storage '{self.id}': {error}") from None
+
+    def activate(self) -> None:
+        with self._session():
+            pass
 
     def records(self) -> Iterator[Record]:
         with self._session() as session:
@@ -87,7 +86,7 @@ class IscsiDirect(san.ForeignStorage):
 
     def source(self, name: str) -> Source:
         number = int(self.require(name).name.removeprefix("lun"))
-        user, initiator = self.definition.options.username or "", self._initiator()
+        user, initiator = self.definition.options.username or "", iscsi.initiator()
         opened: dict[str, object] = {
             "driver": "iscsi", "transport": "tcp", "portal": str(self.portal), "target": self.target, "lun": number,
         }  # fmt: skip

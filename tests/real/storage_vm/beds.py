@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pvetools.storage import mounts, secrets, servers
+from pvetools.system import paths
 from pvetools.system.errors import PveError
 
 STORAGE = "store"
@@ -110,6 +111,46 @@ def zfspool() -> Iterator[Bed]:
         yield Bed(f"zfspool: {STORAGE}\n\tpool tank/vms\n\tsparse 1\n", foreign, thin=True)
     finally:
         sh("zpool destroy -f tank")
+
+
+ZFS_TARGET = "iqn.2003-01.org.example:zfs"
+
+
+@contextlib.contextmanager
+def zfs() -> Iterator[Bed]:
+    """The same pool on a server, which is this VM: its root is reached by ssh, its volumes by iSCSI."""
+    with zfspool() as local, ssh_to_this_host("127.0.0.1"):
+        # the daemon spares each call the start of a Python program
+        sh("systemctl start targetclid.socket; targetcli set global auto_use_daemon=true")
+        sh(f"targetcli /iscsi create {ZFS_TARGET}")
+        group = f"/iscsi/{ZFS_TARGET}/tpg1"
+        sh(f"targetcli {group} set attribute generate_node_acls=1 demo_mode_write_protect=0 authentication=0")
+        section = (
+            f"zfs: {STORAGE}\n\tpool tank/vms\n\tportal 127.0.0.1\n\ttarget {ZFS_TARGET}\n\tiscsiprovider LIO\n"
+            "\tlio_tpg tpg1\n\tblocksize 16k\n\tsparse 1\n"
+        )
+        try:
+            yield Bed(section, local.foreign, thin=True, content="images")
+        finally:
+            sh("targetcli clearconfig confirm=true; targetcli set global auto_use_daemon=false")
+
+
+@contextlib.contextmanager
+def ssh_to_this_host(name: str) -> Iterator[None]:
+    """Root of this host lets in root with the key that the storages use for a server of this name."""
+    key = paths.etc_pve() / f"priv/zfs/{name}_id_rsa"
+    key.parent.mkdir(parents=True, exist_ok=True)
+    key.unlink(missing_ok=True)
+    sh(f"ssh-keygen -q -t ed25519 -N '' -f {key}; mkdir -p /run/sshd; ssh-keygen -A; systemctl start ssh")
+    folder = Path("/root/.ssh")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / "authorized_keys").write_text(Path(f"{key}.pub").read_text())
+    host_key = Path("/etc/ssh/ssh_host_ed25519_key.pub").read_text()
+    (folder / "known_hosts").write_text(f"{name} {host_key}")
+    try:
+        yield
+    finally:
+        sh("systemctl stop ssh")
 
 
 @contextlib.contextmanager
@@ -252,6 +293,7 @@ BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
     "nfs3": lambda: _nfs("3"),
     "nfs4": lambda: _nfs("4.2"),
     "rbd": krbd,
+    "zfs": zfs,
     "zfspool": zfspool,
 }
 # What the contract is tried with: a bed and an image format.
@@ -261,5 +303,5 @@ CASES = [
     ("dir", "raw"), ("dir", "qcow2"), ("dir", "subvol"), ("dir", "vmdk"),
     ("lvm", "raw"), ("lvmchain", "raw"), ("lvmchain", "qcow2"), ("lvmthin", "raw"),
     ("nfs3", "raw"), ("nfs3", "qcow2"), ("nfs4", "raw"), ("nfs4", "qcow2"), ("nfs4", "vmdk"), ("nfs4", "subvol"),
-    ("rbd", "raw"), ("zfspool", "raw"), ("zfspool", "subvol"),
+    ("rbd", "raw"), ("zfs", "raw"), ("zfspool", "raw"), ("zfspool", "subvol"),
 ]  # fmt: skip

@@ -1,0 +1,188 @@
+"""Backend ``zfs``: volumes in a ZFS pool of a server, which offers them by iSCSI; QEMU reaches them itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pvetools.storage import iscsi, lio, san
+from pvetools.storage.driver import Capabilities, Network, Source
+from pvetools.storage.lio import Lun
+from pvetools.storage.zfs import Caller, Row
+from pvetools.storage.zfsvolumes import ZfsStorage
+from pvetools.system import lock, paths, run
+from pvetools.system.errors import PveError, Refused, RunError
+
+DEVICES = "/dev/zvol"
+_RAW = frozenset({"raw"})
+_SOCKET_ROOM = 80  # names of sockets are short
+_UNREACHABLE = 255
+# until the link leads to this volume: one to the volume that had its name before may still be there
+_WAIT = """\
+PATH=$PATH:/lib/udev:/usr/lib/udev
+tries=0
+until [ -b "$1" ] && { ! command -v zvol_id >/dev/null || [ "$(zvol_id "$1")" = "$2" ]; }; do
+    tries=$((tries + 1))
+    [ $tries -le 300 ] || exit 1
+    sleep 0.1
+done
+"""
+
+
+class ZfsOverIscsi(ZfsStorage):
+    """One storage of type ``zfs``."""
+
+    info = Capabilities(
+        files=False,
+        alloc=_RAW,
+        resize=_RAW,
+        online_resize=_RAW,
+        snapshot=_RAW,
+        rollback_to_newest=True,
+        base=_RAW,
+    )
+
+    def caller(self) -> Caller:
+        return _Server(self._portal.host, self._key)
+
+    @property
+    def _portal(self) -> san.Portal:
+        return san.portal(self.definition.options.portal or "", iscsi.PORT)
+
+    @property
+    def _key(self) -> Path:
+        """The key that root of the server takes, where Proxmox VE has it."""
+        return paths.etc_pve() / "priv/zfs" / f"{self._portal.host}_id_rsa"
+
+    @cached_property
+    def _target(self) -> lio.Target:
+        options = self.definition.options
+        name = san.check_target(options.target or "", "the name of an iSCSI target")
+        return lio.Target(name, lio.group_number(options.lio_tpg or ""), self.pool.call)
+
+    def activate(self) -> None:
+        self._check_options()
+        if not self._key.is_file():
+            raise PveError(f"unable to activate storage '{self.id}' - there is no ssh key '{self._key}'")
+        san.reach(self._portal)
+        self.check_pool()
+        self._target.luns()
+
+    def _check_options(self) -> None:
+        options = self.definition.options
+        if options.iscsiprovider != "LIO":
+            raise Refused(
+                f"storage '{self.id}': iSCSI provider '{options.iscsiprovider}' is not served by this version, "
+                f"only: LIO"
+            )
+        for key in ("comstar_hg", "comstar_tg"):
+            if options.given.get(key):
+                raise Refused(f"storage '{self.id}': option '{key}' has no effect with the iSCSI provider LIO")
+        if not options.lio_tpg:
+            raise PveError(f"storage '{self.id}': the iSCSI provider LIO needs the option 'lio_tpg', such as tpg1")
+
+    # Places.
+
+    def device(self, own: str, snapshot: str = "") -> Path:
+        name = own + (f"@{snapshot}" if snapshot else "")
+        return Path(str(self._portal), self.definition.options.target or "", name)
+
+    def _server_device(self, own: str) -> str:
+        return f"{self.definition.options.zfs_base_path or DEVICES}/{self.pool.of(own)}"
+
+    def _lun(self, own: str) -> Lun | None:
+        """Under which number a volume is offered; others may name the same device in other ways."""
+        ending = f"/{self.pool.of(own)}"
+        return next((lun for lun in self._target.luns() if lun.device.endswith(ending)), None)
+
+    def source(self, name: str) -> Source:
+        own = self.row(name).name
+        lun = self._lun(own)
+        if lun is None:  # the server has started anew without it, or something ended halfway
+            with lock.storage_lock(self.id):
+                lun = self._lun(own) or self._offer(own)
+        initiator = iscsi.initiator()
+        opened = {
+            "driver": "iscsi", "transport": "tcp", "portal": str(self._portal), "target": self._target.name,
+            "lun": lun.number,
+        }  # fmt: skip
+        opened |= {"initiator-name": initiator} if initiator else {}
+        network = Network("iscsi", f"{self._target.name}/{lun.number}", (self._portal,), initiator=initiator)
+        url = "json:" + json.dumps({"file": opened}, separators=(",", ":"))
+        return Source("network", self.device(own), "raw", url, network)
+
+    # Offering.
+
+    def _offer(self, own: str) -> Lun:
+        device = self._server_device(own)
+        try:
+            self.pool.call(["sh", "-c", _WAIT, "sh", device, self.pool.of(own)])
+        except RunError:
+            raise PveError(f"device '{device}' of volume '{self.id}:{own}' did not appear on the server") from None
+        return self._target.offer(f"{self.pool.dataset.replace('/', '-')}-{own}", device)
+
+    def shown(self, own: str) -> None:
+        if self._lun(own) is None:
+            self._offer(own)
+
+    def hidden(self, own: str) -> None:
+        if lun := self._lun(own):
+            self._target.withdraw(lun)
+
+    def user_of(self, row: Row) -> str:
+        """What a target's initiators do with one of its LUNs nobody tells; the programs of this host can be seen."""
+        lun = self._lun(row.name)
+        return _program_with(self._target.name, lun.number) if lun else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """Runs programs on a server as its root; one connection serves for a while."""
+
+    host: str
+    key: Path
+
+    def __call__(self, argv: Sequence[str]) -> str:
+        try:
+            return run.run([*self._words(), shlex.join(argv)]).stdout
+        except RunError as error:
+            if error.code == _UNREACHABLE:
+                raise PveError(f"can't reach root@{self.host} by ssh: {error.stderr or 'no message'}") from None
+            raise RunError(argv, error.code, error.stderr) from None
+
+    def _words(self) -> list[str]:
+        options = [
+            "BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=10", "LogLevel=ERROR", "IdentitiesOnly=yes",
+            f"IdentityFile={self.key}",
+        ]  # fmt: skip
+        control = paths.run_dir() / f"ssh-{self.host}"
+        if len(str(control)) < _SOCKET_ROOM:
+            control.parent.mkdir(parents=True, exist_ok=True)
+            options += ["ControlMaster=auto", "ControlPersist=60", f"ControlPath={control}"]
+        words = [word for option in options for word in ("-o", option)]
+        return ["ssh", *words, f"root@{self.host}", "--"]
+
+
+def _program_with(target: str, number: int) -> str:
+    """A program of this host that was started with a LUN, in words; empty when there is none."""
+    url = re.compile(rf"{re.escape(target)}/{number}(?!\d)")
+    described = re.compile(rf'"lun":"?{number}(?!\d)')
+    for file in Path("/proc").glob("[1-9]*/cmdline"):
+        try:
+            words = file.read_bytes().decode("utf-8", "replace").split("\0")
+        except OSError:
+            continue  # it has ended meanwhile
+        for word in words:
+            if target in word and (url.search(word) or (f'"{target}"' in word and described.search(word))):
+                name = Path(words[0]).name
+                return (
+                    f"a running QEMU (process {file.parts[2]})"
+                    if "qemu" in name
+                    else f"process {file.parts[2]} ({name})"
+                )
+    return ""

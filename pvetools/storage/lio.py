@@ -1,0 +1,111 @@
+"""LIO, the SCSI target of Linux, on a server: which devices a target offers, offering one and taking it back.
+
+What is offered is read from the kernel; changes are made by ``targetcli``, which also keeps them for the server's next
+start.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pvetools.storage.zfs import Caller
+from pvetools.system.errors import PveError, RunError
+
+_KERNEL = "/sys/kernel/config/target/iscsi"
+_STORE = "/backstores/block"
+_GROUP = re.compile(r"(?:tpg)?([1-9]\d{0,4})", re.ASCII)
+# one line for each LUN: its folder, the backstore's name, its device
+_LIST = """\
+cd "$1/lun" || exit 3
+for link in lun_*/*; do
+    [ -L "$link" ] || continue
+    store=$(readlink "$link")
+    printf '%s\\t%s\\t%s\\n' "${link%/*}" "${store##*/}" "$(cat "$link/udev_path")"
+done
+"""
+_SHELL = "printf '%s\\n' \"$@\" | targetcli"
+
+
+class Lun(NamedTuple):
+    """A device that a target offers."""
+
+    number: int
+    store: str
+    device: str
+
+
+def group_number(text: str) -> int:
+    """Number of a target portal group.
+
+    Raises:
+        PveError: it is none.
+    """
+    match = _GROUP.fullmatch(text)
+    if not match:
+        raise PveError(f"value '{text}' of option 'lio_tpg' does not look like a target portal group, such as tpg1")
+    return int(match[1])
+
+
+def parse_luns(text: str) -> list[Lun]:
+    """The lines that the server's list has."""
+    found: list[Lun] = []
+    for line in text.splitlines():
+        folder, store, device = line.split("\t")
+        found.append(Lun(int(folder.removeprefix("lun_")), store, device))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One portal group of a target on a server."""
+
+    name: str
+    group: int
+    call: Caller
+
+    def luns(self) -> list[Lun]:
+        """What it offers now.
+
+        Raises:
+            PveError: there is no such target. RunError: the server does not do it.
+        """
+        try:
+            return parse_luns(self.call(["sh", "-c", _LIST, "sh", f"{_KERNEL}/{self.name}/tpgt_{self.group}"]))
+        except RunError as error:
+            if error.code == 3:
+                raise PveError(f"the server has no target '{self.name}' with portal group tpg{self.group}") from None
+            raise
+
+    def offer(self, store: str, device: str) -> Lun:
+        """Offer a device under the next free number.
+
+        Raises:
+            PveError: the server does not do it.
+        """
+        said = self._tell(
+            f"{_STORE} create name={store} dev={device}",
+            f"{_STORE}/{store} set attribute emulate_tpu=1",
+            f"/iscsi/{self.name}/tpg{self.group}/luns create {_STORE}/{store}",
+            "saveconfig",
+        )
+        for lun in self.luns():
+            if lun.store == store:
+                return lun
+        raise PveError(f"target '{self.name}' does not offer device '{device}': {said}")
+
+    def withdraw(self, lun: Lun) -> None:
+        """Offer a device no longer.
+
+        Raises:
+            PveError: the server does not do it.
+        """
+        said = self._tell(f"{_STORE} delete {lun.store}", "saveconfig")
+        if any(other.store == lun.store for other in self.luns()):
+            raise PveError(f"target '{self.name}' still offers device '{lun.device}': {said}")
+
+    def _tell(self, *commands: str) -> str:
+        argv: Sequence[str] = ["sh", "-c", _SHELL, "sh", *commands]
+        return " ".join(self.call(argv).split())[-500:]
