@@ -195,6 +195,10 @@ class Machine:
         """Replace the checkout in the VM by this one."""
         self._unpack(payload.checkout, payload.CHECKOUT)
 
+    def carry_assets(self) -> None:
+        """Bring in what guests are made of, for tests that make some."""
+        self._unpack(payload.assets, payload.ASSETS)
+
     def _unpack(self, pack: Any, place: str) -> None:
         disk = self.folder / "payload"
         with disk.open("r+b") as out:

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from tests.sandbox import cache
+from tests.sandbox import cache, image, template
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = "/srv/packages"
 CHECKOUT = "/srv/checkout"
+ASSETS = "/srv/assets"
 # Before the distribution's own packages: its pytest and typer are other versions.
 PTH = "/usr/lib/python3/dist-packages/pvetools.pth"
 PTH_TEXT = f"import sys; sys.path[0:0] = ['{PACKAGES}', '{CHECKOUT}']\n"
@@ -74,6 +75,13 @@ def checkout(out: IO[bytes]) -> None:
                     _add(tar, path)
         for name in FILES:
             _add(tar, REPOSITORY / name)
+
+
+def assets(out: IO[bytes]) -> None:
+    """Write what guests are made of as a tar: the small container template, and the bootable disk image."""
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for path in (template.small(), image.newest()):
+            tar.add(path, path.name)
 
 
 def _add(tar: tarfile.TarFile, path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.storage_vm.machine import Dead, Machine, Request
 MARK = "PVETOOLS_STORAGE_VM"
 HERE = Path(__file__).resolve().parents[1] / "real/storage_vm"
 PATIENCE = 420.0  # a little longer than the time-out that pytest applies inside
+ASSETS = "guest_assets"  # the fixture of tests that need what guests are made of
 COMMAND = (
     "python3", "-m", "pytest", "-q", "-p", "tests.storage_vm.inside", "--tb=short",
 )  # fmt: skip
@@ -61,6 +62,8 @@ class Bed:
     def begin(self, items: list[pytest.Item]) -> None:
         """Start pytest in the VM for the items that are still to come."""
         machine = self.power()
+        if any(ASSETS in getattr(item, "fixturenames", ()) for item in items):
+            machine.carry_assets()
         files = sorted({item.nodeid.split("::")[0] for item in items})
         options = ["--timeout", "300"] if self.config.pluginmanager.hasplugin("timeout") else []
         self.request = machine.begin(
