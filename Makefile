@@ -14,7 +14,7 @@ APT_RUN := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils lxc 
 	python3-libvirt python3-lxc python3-libnbd iproute2 e2fsprogs util-linux mount tar rsync zstd lzop gzip pigz bzip2 xz-utils openssl
 # what the demo and the tests need besides
 APT_TEST := debootstrap busybox-static kmod cpio mtools syslinux syslinux-common fdisk dosfstools man-db bash-completion attr acl \
-	btrfs-progs ceph-common ceph-mon ceph-mgr ceph-osd qemu-block-extra virtnbdbackup libnbd-bin socat iputils-ping procps kbd sudo
+	btrfs-progs ceph-common ceph-mon ceph-mgr ceph-osd qemu-block-extra tgt virtnbdbackup libnbd-bin socat iputils-ping procps kbd sudo
 # what the simulated ESXi host is built with, once: large, so only `make test-storage` installs it
 APT_ESXI := golang-go golang-github-vmware-govmomi-dev
 

@@ -263,6 +263,8 @@ def list_volumes(storage: str, contents: Collection[str] = (), vmid: int | None 
     """
     driver = usable(storage)
     wanted = set(contents) & driver.definition.content if contents else driver.definition.content
+    if driver.info.foreign and not contents:
+        wanted = wanted or {"images"}  # content none: others build on these volumes, who have to see them
     return sorted(driver.volumes(wanted, vmid), key=lambda volume: volume.volid)
 
 
