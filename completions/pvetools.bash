@@ -158,6 +158,7 @@ _pvetools_opt=(
   ['pvesh create /nodes/{node}/startall']='force:b max-workers: vms:guest'
   ['pvesh create /nodes/{node}/stopall']='force-stop:b max-workers: timeout: vms:guest'
   ['pvesh create /nodes/{node}/storage/{storage}/content']='filename: format:e=raw,qcow2,subvol,vmdk size: vmid:guest'
+  ['pvesh create /nodes/{node}/storage/{storage}/content/{volume:*}']='target:volume target_node:node'
   ['pvesh create /nodes/{node}/storage/{storage}/download-url']='@35'
   ['pvesh create /nodes/{node}/storage/{storage}/upload']='@36'
   ['pvesh create /nodes/{node}/vzdump']='@38'

@@ -303,3 +303,27 @@ def free(p: VolumeParams) -> None:
         raise Refused(f"volume '{volid}' is a disk of {user}; detach it there first")
     volumes.free(volid)
     log.emit(f"Removed volume '{volid}'")
+
+
+class CopyParams(VolumeParams):
+    """Parameters of ``POST /nodes/{node}/storage/{storage}/content/{volume}``."""
+
+    target: str = field(
+        string(complete="volume"), "Volume to be made: its id, or its name on the same storage.", required=True
+    )
+    target_node: str | None = field(formats.node, "Node that gets the copy; only this one.")
+
+
+@method("POST", _VOLUME_PATH, CopyParams, task="imgcopy", task_id="storage")
+def copy(p: CopyParams) -> None:
+    """Copy a volume, also to another storage or into another image format."""
+    from pvetools.storage import names, transfer
+    from pvetools.system import log, paths
+    from pvetools.system.errors import Refused
+
+    if p.target_node not in (None, paths.node()):
+        raise Refused(f"node '{p.target_node}' is not this one: volumes are copied within a node only")
+    volid = _volid(p)
+    target = p.target if ":" in p.target else f"{names.split(volid)[0]}:{p.target}"
+    made = transfer.copy(volid, target)
+    log.emit(f"Copied volume '{volid}' to '{made}'")

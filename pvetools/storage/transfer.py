@@ -241,7 +241,7 @@ def import_(volid: str, form: str, source: int, state: State = NOW, *, rename: b
         while os.read(source, 65536):
             pass  # the sender still has its end to write: a pipe that is closed now would kill it
         return f"{driver.definition.id}:{received}"
-    size = _read_header(source)
+    size = read_header(source)
     with contextlib.ExitStack() as undo:
         made, target = _made(volid, size, undo, rename=rename)
         with _full_told(driver):
@@ -250,7 +250,7 @@ def import_(volid: str, form: str, source: int, state: State = NOW, *, rename: b
     return made
 
 
-def _read_header(source: int) -> int:
+def read_header(source: int) -> int:
     """The size of the disk whose stream follows."""
     head = bytearray(HEADER.size)
     if read_full(source, memoryview(head)) < HEADER.size:

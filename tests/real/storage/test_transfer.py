@@ -443,3 +443,15 @@ def test_a_copy_that_fails_on_either_side_says_why_and_leaves_nothing(storages: 
         assert volumes.list_volumes("small") == []
     finally:
         run.run(["umount", small])
+
+
+def test_the_api_copies_a_volume(storages: Root, cli: Callable[..., Result]) -> None:
+    source = disk("one", "raw", content(1))
+    path = f"/nodes/localhost/storage/one/content/{source}"
+    ran = cli("pvesh", "create", path, "--target", "snaps:101/vm-101-disk-0.raw", ok=True)
+    assert "Copied volume 'one:100/vm-100-disk-0.raw' to 'snaps:101/vm-101-disk-0.raw'" in ran.stdout + ran.stderr
+    assert read("snaps:101/vm-101-disk-0.raw") == content(1)
+    cli("pvesh", "create", path, "--target", "101/vm-101-disk-0.qcow2", ok=True)
+    assert read("one:101/vm-101-disk-0.qcow2") == content(1)
+    ran = cli("pvesh", "create", path, "--target", "two:101/vm-101-disk-0.raw", "--target_node", "other")
+    assert "node 'other' is not this one" in ran.stderr
