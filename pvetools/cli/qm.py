@@ -132,6 +132,30 @@ def _import_disk(p: ImportParams) -> None:
 IMPORT_DISK = Local(ImportParams, _import_disk)
 
 
+class ImportOvfParams(VmParams):
+    """Parameters of ``qm importovf``."""
+
+    manifest: str = field(string(complete="file"), "OVF descriptor; its disks lie beside it.", required=True)
+    storage: str = field(formats.storage_id, "Storage for the disks.", required=True)
+    format_: str | None = field(choice("raw", "qcow2", "vmdk"), "Format of the disks.", note="the storage's")
+    dryrun: bool = field(boolean, "Only show what would be made.", default=False)
+
+
+def _import_ovf(p: ImportOvfParams) -> Any:
+    """Make a virtual machine from an OVF descriptor and its disks."""
+    from pvetools.guest.qemu import importovf
+    from pvetools.system import paths, task
+
+    if p.dryrun:
+        return importovf.shown(importovf.read(p.manifest))
+    paths.ensure_tree()
+    task.run("qmcreate", str(p.vmid), lambda: importovf.import_ovf(p.vmid, p.manifest, p.storage, p.format_ or ""))
+    return None
+
+
+IMPORT_OVF = Local(ImportOvfParams, _import_ovf)
+
+
 class RescanParams(Record):
     """Parameters of ``qm disk rescan``."""
 
@@ -181,6 +205,7 @@ TOOL = Tool(
         "showcmd": Command("cli.qm:SHOW_COMMAND", _GUEST, text="render.guests:line"),
         "terminal": Command("cli.qm:TERMINAL", _GUEST, text="none"),
         "disk import": Command("cli.qm:IMPORT_DISK", ("vmid", "source", "storage"), text="none"),
+        "importovf": Command("cli.qm:IMPORT_OVF", ("vmid", "manifest", "storage")),
         "disk resize": _on("api.qemu_config:resize_vm", "vmid", "disk", "size"),
         "disk unlink": _on("api.qemu_config:unlink"),
         "disk rescan": Command("cli.qm:RESCAN", text="none"),
