@@ -47,7 +47,7 @@ def parse(name: str, formats: Collection[str] = ("raw", "subvol")) -> VolumeName
         raise PveError(f"unable to parse volume name '{name}', expected (vm|base|subvol|basevol)-ID-NAME")
     base, base_vmid, own, kind, vmid = match[1], match[2], match[3], match[4], int(match[5])
     form = "subvol" if kind in FOLDER_KINDS else "raw"
-    if own.endswith(".qcow2") and "qcow2" in formats:
+    if form == "raw" and own.endswith(".qcow2") and "qcow2" in formats:
         form = "qcow2"
     if form not in formats:
         raise PveError(f"unable to parse volume name '{name}': there are no volumes of format '{form}' here")
