@@ -111,15 +111,16 @@ def _collect(waiting: selectors.BaseSelector, deadline: float, answers: dict[str
             data = os.read(key.fd, 1 << 20)
             key.data.said.extend(data)
             if not data:
-                answers[key.data.name] = _taken(key.data)
                 waiting.unregister(key.fd)
                 os.close(key.fd)
+                answers[key.data.name] = _taken(key.data)
 
 
 def _taken(child: _Child) -> Answer:
-    _, status = os.waitpid(child.pid, 0)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(child.pid, 0)
     if not child.said:
-        return Answer(error=f"the question ended without an answer (status {status})")
+        return Answer(error="the process that asked it ended without an answer")
     answer, lines = pickle.loads(child.said)  # noqa: S301 - our own child wrote it
     for line in lines:
         if line.startswith("WARN: "):
@@ -137,7 +138,7 @@ def _forget(key: selectors.SelectorKey, waiting: selectors.BaseSelector) -> None
     with contextlib.suppress(ProcessLookupError):
         os.kill(child.pid, signal.SIGKILL)
     deadline = time.monotonic() + _PATIENCE
-    while not os.waitpid(child.pid, os.WNOHANG)[0]:
+    while not _gone(child.pid):
         if time.monotonic() > deadline:
             _lost.add(child.pid)
             with contextlib.suppress(OSError):
@@ -148,13 +149,17 @@ def _forget(key: selectors.SelectorKey, waiting: selectors.BaseSelector) -> None
         time.sleep(0.002)
 
 
+def _gone(pid: int) -> bool:
+    """Whether a child has come to its end."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
+
+
 def _reap() -> None:
     """Let go of children that came to their end after all."""
-    for pid in list(_lost):
-        with contextlib.suppress(ChildProcessError):
-            if not os.waitpid(pid, os.WNOHANG)[0]:
-                continue
-        _lost.discard(pid)
+    _lost.difference_update({pid for pid in _lost if _gone(pid)})
 
 
 def _note(name: str) -> Path:
