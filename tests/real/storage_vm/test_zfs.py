@@ -1,0 +1,455 @@
+"""What only ZFS has: properties, datasets of others, pools that come and go, streams; and a pool on an iSCSI server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pvetools.storage import definition, volumes, zfs
+from pvetools.storage.backends.zfspool import volume_of
+from pvetools.system import paths
+from pvetools.system.errors import NotFound, PveError, Refused
+from tests.real.storage_vm import beds
+from tests.real.storage_vm.beds import STORAGE, sh
+from tests.real.storage_vm.contract import BLOCK, MIB, SIZE, holds, in_use, put
+
+POOL = "tank/vms"
+Define = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def pool(module_root: Path) -> Iterator[beds.Bed]:
+    with beds.zfspool() as bed:
+        yield bed
+
+
+@pytest.fixture
+def define(pool: beds.Bed) -> Iterator[Define]:
+    """Define the storage, with options; afterwards the pool is empty."""
+
+    def write(**options: object) -> None:
+        given = {"pool": POOL, "content": "images,rootdir", **options}
+        lines = "".join(f"\t{key} {value}\n" for key, value in given.items())
+        paths.storage_config().write_text(f"zfspool: {STORAGE}\n{lines}")
+
+    write()
+    yield write
+    sh(f"zfs destroy -R {POOL}; zfs create {POOL}; udevadm settle")
+
+
+def value(name: str, own: str) -> str:
+    return sh(f"zfs get -Hp -o value {name} {POOL}/{own}").strip()
+
+
+def datasets() -> list[str]:
+    """All that lies in the pool, with snapshots."""
+    return sh(f"zfs list -H -r -t all -o name {POOL}").replace(f"{POOL}/", "").split()[1:]
+
+
+# As Proxmox VE makes them.
+
+
+def test_volumes_have_the_properties_that_proxmox_gives_them(define: Define) -> None:
+    define(blocksize="8k")
+    thick = volumes.alloc(STORAGE, 100, 5 * MIB + 1)
+    define(blocksize="32k", sparse=1)
+    thin = volumes.alloc(STORAGE, 100, SIZE)
+    assert (thick, thin) == (f"{STORAGE}:vm-100-disk-0", f"{STORAGE}:vm-100-disk-1")
+    assert volumes.path(thick) == Path("/dev/zvol/tank/vms/vm-100-disk-0")
+    assert [value("volblocksize", f"vm-100-disk-{number}") for number in (0, 1)] == ["8192", "32768"]
+    assert value("volsize", "vm-100-disk-0") == str(6 * MIB)
+    assert int(value("refreservation", "vm-100-disk-0")) >= 6 * MIB
+    assert value("refreservation", "vm-100-disk-1") == "0"
+    volumes.resize(thick, 16 * MIB)
+    assert int(value("refreservation", "vm-100-disk-0")) >= 16 * MIB
+
+
+def test_folders_have_a_limit_and_acls(define: Define) -> None:
+    volid = volumes.alloc(STORAGE, 100, 8 * MIB, format="subvol")
+    place = volumes.source(volid).path
+    assert place == Path("/tank/vms/subvol-100-disk-0")
+    assert [value(name, place.name) for name in ("acltype", "xattr", "refquota")] == ["posix", "sa", str(8 * MIB)]
+    sh(f"setfacl -m u:12345:r {place}")
+    with pytest.raises(OSError, match="Disk quota exceeded"):
+        for number in range(10):
+            (place / f"{number}").write_bytes(bytes(range(256)) * 16 * 256)
+            sh("zpool sync tank")
+    volumes.resize(volid, 64 * MIB)
+    (place / "more").write_bytes(bytes(range(256)) * 16 * 256)
+    base = volumes.make_base(volid)
+    clone = volumes.clone(base, 101)
+    assert base == f"{STORAGE}:basevol-100-disk-0"
+    assert clone == f"{STORAGE}:basevol-100-disk-0/subvol-101-disk-0"
+    assert [value(name, "subvol-101-disk-0") for name in ("acltype", "xattr", "refquota")] == [
+        "posix",
+        "sa",
+        str(64 * MIB),
+    ]
+
+
+def test_a_folder_without_a_limit_can_get_one(define: Define) -> None:
+    volid = volumes.alloc(STORAGE, 100, 0, format="subvol")
+    assert value("refquota", "subvol-100-disk-0") == "0"
+    volumes.resize(volid, SIZE)
+    assert volumes.info(volid).size == SIZE
+
+
+def test_bases_and_clones_lie_as_proxmox_lays_them(define: Define) -> None:
+    base = volumes.make_base(volumes.alloc(STORAGE, 100, SIZE))
+    clone = volumes.clone(base, 101)
+    assert (base, clone) == (f"{STORAGE}:base-100-disk-0", f"{STORAGE}:base-100-disk-0/vm-101-disk-0")
+    assert datasets() == ["base-100-disk-0", "base-100-disk-0@__base__", "vm-101-disk-0"]
+    assert volumes.info(clone).parent == "base-100-disk-0@__base__"
+    assert volumes.info(f"{STORAGE}:vm-101-disk-0").volid == clone  # its base need not be named
+    again = volumes.make_base(clone)
+    assert again == f"{STORAGE}:base-100-disk-0/base-101-disk-0"
+    assert volumes.snapshots(again) == []
+    with pytest.raises(Refused, match=f"still in use by linked clone '{STORAGE}:base-101-disk-0'"):
+        volumes.free(base)
+    volumes.free(again)
+    volumes.free(base)
+    assert datasets() == []
+
+
+def test_a_storage_that_is_not_sparse_says_when_it_is_full(define: Define) -> None:
+    with pytest.raises(PveError, match=f"storage '{STORAGE}' is full: no space for a volume of"):
+        volumes.alloc(STORAGE, 100, 1 << 40)
+    volid = volumes.alloc(STORAGE, 100, SIZE)
+    with pytest.raises(PveError, match=f"storage '{STORAGE}' is full"):
+        volumes.resize(volid, 1 << 40)
+    assert volumes.info(volid).size == SIZE
+    assert datasets() == ["vm-100-disk-0"]
+
+
+def test_what_a_cut_power_left_of_a_base_is_no_obstacle(define: Define) -> None:
+    volid = volumes.alloc(STORAGE, 100, SIZE)
+    put(volid, 0x11)
+    volumes.snapshot(volid, "first")
+    sh(f"zfs snapshot {POOL}/vm-100-disk-0@__base__")
+    put(volid, 0x22)
+    volumes.rollback(volid, "first")
+    assert holds(volid, 0x11)
+    volumes.delete_snapshot(volid, "first")
+    sh(f"zfs snapshot {POOL}/vm-100-disk-0@__base__")
+    put(volid, 0x33)
+    assert holds(volumes.clone(volumes.make_base(volid), 101), 0x33)
+
+
+# What others made.
+
+
+def test_datasets_with_our_names_but_of_another_kind_are_no_volumes(define: Define) -> None:
+    sh(f"zfs create -p {POOL}/vm-100-disk-0/in; zfs create -s -V 8M {POOL}/subvol-100-disk-0")
+    assert volumes.list_volumes(STORAGE) == []
+    for name in ("vm-100-disk-0", "subvol-100-disk-0"):
+        with pytest.raises(NotFound):
+            volumes.free(f"{STORAGE}:{name}")
+    assert volumes.alloc(STORAGE, 100, SIZE) == f"{STORAGE}:vm-100-disk-1"
+
+
+def test_datasets_of_others_below_or_upon_a_volume_keep_it(define: Define) -> None:
+    folder = volumes.alloc(STORAGE, 100, 0, format="subvol")
+    sh(f"zfs create {POOL}/subvol-100-disk-0/inner; zfs unmount {POOL}/subvol-100-disk-0/inner")
+    with pytest.raises(Refused, match="dataset 'tank/vms/subvol-100-disk-0/inner' lies in it"):
+        volumes.free(folder)
+    volid = volumes.alloc(STORAGE, 100, SIZE)
+    sh(f"zfs snapshot {POOL}/vm-100-disk-0@theirs; zfs clone {POOL}/vm-100-disk-0@theirs tank/theirs; udevadm settle")
+    try:
+        with pytest.raises(Refused, match="in use by linked clone 'tank/theirs'"):
+            volumes.free(volid)
+        assert volumes.exists(volid)
+    finally:
+        sh("zfs destroy -r tank/theirs")
+
+
+def test_snapshots_of_others_are_listed_and_not_rolled_over(define: Define) -> None:
+    volid = volumes.alloc(STORAGE, 100, SIZE)
+    volumes.snapshot(volid, "first")
+    sh(f"zfs snapshot {POOL}/vm-100-disk-0@auto_2026-01-01_00:00:00")
+    with pytest.raises(Refused, match="remove the newer ones first: auto_2026-01-01_00:00:00"):
+        volumes.rollback(volid, "first")
+    assert [found.name for found in volumes.snapshots(volid)] == ["first", "auto_2026-01-01_00:00:00"]
+
+
+# Places.
+
+
+def test_a_pool_that_is_not_imported_is_imported(define: Define) -> None:
+    volid = volumes.alloc(STORAGE, 100, SIZE)
+    folder = volumes.alloc(STORAGE, 100, 0, format="subvol")
+    put(volid, 0x11)
+    put(folder, 0x22)
+    sh("udevadm settle; zpool export tank")
+    (row,) = volumes.status(STORAGE)
+    assert row.active, row.reason
+    assert holds(volid, 0x11)
+    assert holds(folder, 0x22)
+    assert sh("zpool get -H -o value cachefile tank").strip() == "none"
+
+
+def test_a_pool_or_dataset_that_does_not_exist_is_told(define: Define) -> None:
+    for name, reason in (
+        ("tank/none", "there is no ZFS dataset 'tank/none'"),
+        ("nowhere", "no such pool"),
+        ("a@b", "invalid"),
+    ):
+        define(pool=name)
+        (row,) = volumes.status(STORAGE)
+        assert not row.active
+        assert reason in row.reason
+    with pytest.raises(PveError, match="no ZFS dataset"):
+        definition.add("other", "zfspool", {"pool": "tank/none"})
+
+
+def test_folders_lie_where_the_pool_is_mounted(define: Define) -> None:
+    sh(f"zfs set mountpoint=/mnt/elsewhere {POOL}")
+    volid = volumes.alloc(STORAGE, 100, 0, format="subvol")
+    assert volumes.source(volid).path == volumes.path(volid) == Path("/mnt/elsewhere/subvol-100-disk-0")
+    define(mountpoint="/mnt/elsewhere")
+    assert volumes.source(volid).path == Path("/mnt/elsewhere/subvol-100-disk-0")
+    define(mountpoint="/mnt/other")
+    with pytest.raises(
+        PveError, match="is mounted at '/mnt/elsewhere/subvol-100-disk-0', not at '/mnt/other/subvol-100"
+    ):
+        volumes.source(volid)
+
+
+def test_a_folder_that_is_not_mounted_is_mounted(define: Define) -> None:
+    volid = volumes.alloc(STORAGE, 100, 0, format="subvol")
+    put(volid, 0x11)
+    sh(f"zfs unmount {POOL}/subvol-100-disk-0")
+    assert holds(volid, 0x11)
+
+
+def test_a_device_is_that_of_its_volume_however_often_its_name_was_used(define: Define) -> None:
+    for number in range(8):
+        volid = volumes.alloc(STORAGE, 100, SIZE)
+        put(volid, number + 1)
+        base = volumes.make_base(volid)
+        assert volumes.alloc(STORAGE, 100, SIZE, name="vm-100-disk-0") == volid
+        assert volume_of(volumes.source(volid).path) == f"{POOL}/vm-100-disk-0"
+        assert holds(volid, 0)
+        assert holds(base, number + 1)
+        volumes.free(volid)
+        volumes.free(base)
+
+
+# Users.
+
+
+def test_a_folder_in_another_mount_namespace_is_in_use(define: Define) -> None:
+    volid = volumes.alloc(STORAGE, 100, 0, format="subvol")
+    place = volumes.source(volid).path
+    volumes.snapshot(volid, "first")
+    container = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", f"mount --bind {place} /srv && echo up && exec sleep 120"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert container.stdout
+        assert container.stdout.readline() == "up\n"
+        for act in (volumes.free, lambda volid: volumes.rollback(volid, "first")):
+            with pytest.raises(Refused, match="is in use by the mount '/srv'"):
+                act(volid)
+    finally:
+        container.kill()
+        container.wait(10)
+    volumes.free(volid)
+
+
+def test_somebody_who_looks_for_a_moment_only_delays(define: Define) -> None:
+    volid = volumes.alloc(STORAGE, 100, SIZE)
+    device = volumes.source(volid).path
+    looking = subprocess.Popen(["sh", "-c", f"exec 3<{device}; echo up; exec sleep 2"], stdout=subprocess.PIPE)
+    assert looking.stdout
+    looking.stdout.readline()
+    zfs.Pool(POOL).destroy("vm-100-disk-0")  # as free() does it, after it has asked who uses the volume
+    assert looking.wait(20) == 0
+
+
+# Streams.
+
+
+@pytest.mark.parametrize("form", ["raw", "subvol"])
+def test_streams_bring_a_volume_whole_and_what_has_changed(define: Define, form: str) -> None:
+    source = volumes.alloc(STORAGE, 100, SIZE, format=form)
+    target = f"{STORAGE}:{'vm' if form == 'raw' else 'subvol'}-101-disk-0"
+    names = [f"{POOL}/{volid.partition(':')[2]}" for volid in (source, target)]
+
+    def stream(snapshot: str, base: str = "", with_snapshots: bool = False) -> None:
+        sending = subprocess.Popen(zfs.send_argv(names[0], snapshot, base, with_snapshots), stdout=subprocess.PIPE)
+        subprocess.run(zfs.receive_argv(names[1]), stdin=sending.stdout, check=True, timeout=60)
+        assert sending.wait(10) == 0
+
+    for number, snapshot in enumerate(("one", "two", "three", "four"), 1):
+        put(source, number)
+        volumes.snapshot(source, snapshot)
+    stream("one")
+    assert volumes.info(target).size == SIZE
+    assert holds(target, 1)
+    stream("two", "one")
+    assert [found.name for found in volumes.snapshots(target)] == ["one", "two"]
+    stream("four", "two", with_snapshots=True)
+    assert [found.name for found in volumes.snapshots(target)] == ["one", "two", "three", "four"]
+    assert holds(target, 4)
+    volumes.free(target)
+    stream("three", with_snapshots=True)
+    assert [found.name for found in volumes.snapshots(target)] == ["one", "two", "three"]
+    assert holds(target, 3)
+    assert holds(source, 4)
+
+
+def test_a_stream_does_not_mount_itself_elsewhere(define: Define) -> None:
+    volumes.alloc(STORAGE, 100, 0, format="subvol")
+    sh(f"zfs set mountpoint=/mnt/evil {POOL}/subvol-100-disk-0; zfs snapshot {POOL}/subvol-100-disk-0@a")
+    words = [" ".join(argv) for argv in (
+        zfs.send_argv(f"{POOL}/subvol-100-disk-0", "a"), zfs.receive_argv(f"{POOL}/subvol-101-disk-0"),
+    )]  # fmt: skip
+    sh(" | ".join(words))
+    assert value("mountpoint", "subvol-101-disk-0") == "/tank/vms/subvol-101-disk-0"
+
+
+# ZFS over iSCSI.
+
+
+@pytest.fixture(scope="module")
+def server(module_root: Path) -> Iterator[beds.Bed]:
+    with beds.zfs() as bed:
+        yield bed
+
+
+@pytest.fixture
+def remote(server: beds.Bed) -> Iterator[Define]:
+    """Define the storage on the server, with options; afterwards it is empty."""
+
+    def write(**options: object) -> None:
+        lines = dict(line.strip().split(" ", 1) for line in server.section.splitlines()[1:])
+        lines |= {key.replace("__", "-"): str(value) for key, value in options.items()}
+        text = "".join(f"\t{key} {value}\n" for key, value in lines.items() if value)
+        paths.storage_config().write_text(f"zfs: {STORAGE}\n{text}")
+
+    write()
+    yield write
+    write()
+    for volume in reversed(volumes.list_volumes(STORAGE)):
+        volumes.free(volume.volid)
+    assert datasets() == []
+
+
+def offered() -> list[str]:
+    """Names of what the target offers."""
+    folder = Path(f"/sys/kernel/config/target/iscsi/{beds.ZFS_TARGET}/tpgt_1/lun")
+    return sorted(link.readlink().name for link in folder.glob("lun_*/*") if link.is_symlink())
+
+
+def saved() -> list[str]:
+    """What the server will offer again when it starts anew."""
+    kept = json.loads(Path("/etc/rtslib-fb-target/saveconfig.json").read_text())
+    return sorted(store["name"] for store in kept["storage_objects"])
+
+
+def test_a_volume_is_offered_as_proxmox_does_it_and_taken_back(remote: Define) -> None:
+    volid = volumes.alloc(STORAGE, 100, SIZE)
+    assert offered() == saved() == ["tank-vms-vm-100-disk-0"]
+    found = volumes.source(volid)
+    assert found.network
+    assert found.network.name.startswith(f"{beds.ZFS_TARGET}/")
+    assert found.network.hosts == (("127.0.0.1", 3260),)
+    assert "unmap" in sh(f"qemu-img info -f raw '{found.image}' && echo unmap")
+    base = volumes.make_base(volid)
+    volumes.clone(base, 101)
+    assert offered() == saved() == ["tank-vms-base-100-disk-0", "tank-vms-vm-101-disk-0"]
+    volumes.free(f"{STORAGE}:vm-101-disk-0")
+    volumes.free(base)
+    assert offered() == saved() == []
+
+
+def test_a_volume_that_its_server_forgot_to_offer_is_offered_again(remote: Define) -> None:
+    volid = volumes.alloc(STORAGE, 100, SIZE)
+    put(volid, 0x11)
+    sh("targetcli /backstores/block delete tank-vms-vm-100-disk-0")
+    assert offered() == []
+    assert holds(volid, 0x11)
+    assert offered() == ["tank-vms-vm-100-disk-0"]
+    sh("targetcli /backstores/block delete tank-vms-vm-100-disk-0")
+    volumes.free(volid)
+
+
+def test_a_volume_that_others_offer_under_another_name_is_found(remote: Define) -> None:
+    volid = volumes.alloc(STORAGE, 100, SIZE)
+    sh("targetcli /backstores/block delete tank-vms-vm-100-disk-0")
+    sh("targetcli /backstores/block create name=vm-100-disk-0 dev=/dev/zvol/tank/vms/vm-100-disk-0")
+    sh(f"targetcli /iscsi/{beds.ZFS_TARGET}/tpg1/luns create /backstores/block/vm-100-disk-0 7")
+    assert volumes.source(volid).network.name == f"{beds.ZFS_TARGET}/7"  # type: ignore[union-attr]
+    put(volid, 0x11)
+    assert holds(volid, 0x11)
+    volumes.free(volid)
+    assert offered() == []
+
+
+def test_without_a_write_cache_every_write_is_on_the_disks(remote: Define) -> None:
+    remote(nowritecache=1, sparse=0)
+    volumes.alloc(STORAGE, 100, SIZE)
+    assert value("sync", "vm-100-disk-0") == "always"
+    assert value("volblocksize", "vm-100-disk-0") == "16384"
+    assert int(value("refreservation", "vm-100-disk-0")) >= SIZE
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"iscsiprovider": "comstar"}, "iSCSI provider 'comstar' is not served by this version, only: LIO"),
+        ({"iscsiprovider": "istgt"}, "iSCSI provider 'istgt' is not served"),
+        ({"lio_tpg": ""}, "needs the option 'lio_tpg'"),
+        ({"lio_tpg": "tpg7"}, "has no target 'iqn.2003-01.org.example:zfs' with portal group tpg7"),
+        ({"lio_tpg": "../x"}, "does not look like a target portal group"),
+        ({"comstar_tg": "x"}, "option 'comstar_tg' has no effect with the iSCSI provider LIO"),
+        ({"target": "iqn.2003-01.org.example:none"}, "has no target 'iqn.2003-01.org.example:none'"),
+        ({"target": "iqn.x;reboot"}, "does not look like"),
+        ({"pool": "tank/none"}, "there is no ZFS dataset 'tank/none'"),
+        ({"portal": "127.0.0.2"}, "there is no ssh key"),
+        ({"portal": "127.0.0.1:3333"}, "does not answer"),
+    ],
+)
+def test_what_is_wrong_with_a_server_is_told(remote: Define, options: dict[str, str], reason: str) -> None:
+    remote(**options)
+    (row,) = volumes.status(STORAGE)
+    assert not row.active
+    assert reason in row.reason
+
+
+def test_a_server_that_does_not_take_the_key_is_told(remote: Define) -> None:
+    control = paths.run_dir() / "ssh-127.0.0.1"
+    sh(f"ssh -O exit -o ControlPath={control} root@127.0.0.1 || true")
+    keys = Path("/root/.ssh/authorized_keys")
+    right = keys.read_text()
+    keys.write_text("")
+    try:
+        (row,) = volumes.status(STORAGE)
+        assert not row.active
+        assert "can't reach root@127.0.0.1 by ssh" in row.reason
+        assert "Permission denied" in row.reason
+    finally:
+        keys.write_text(right)
+
+
+def test_another_base_path_is_that_of_the_devices(remote: Define) -> None:
+    sh("mkdir -p /srv/devices; ln -sfn /dev/zvol/tank /srv/devices/tank")
+    remote(zfs__base__path="/srv/devices")
+    volid = volumes.alloc(STORAGE, 100, SIZE)
+    devices = Path("/sys/kernel/config/target/core").glob("iblock_*/tank-vms-vm-100-disk-0/udev_path")
+    assert [path.read_text().strip() for path in devices] == ["/srv/devices/tank/vms/vm-100-disk-0"]
+    put(volid, 0x11)
+    remote()
+    assert holds(volid, 0x11)
+
+
+def test_a_guest_that_writes_sees_its_volume_grow(remote: Define) -> None:
+    volid = volumes.alloc(STORAGE, 100, SIZE)
+    with in_use(volumes.source(volid)):
+        volumes.resize(volid, 2 * SIZE)
+        assert holds(volid, 0, 2 * SIZE - BLOCK)
