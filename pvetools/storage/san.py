@@ -20,7 +20,7 @@ from pvetools.storage import blockdev, definition
 from pvetools.storage.driver import Capabilities, Source, Space, Wish
 from pvetools.storage.flat import FlatStorage, Record
 from pvetools.storage.names import VolumeName
-from pvetools.system import files, lock, log, paths
+from pvetools.system import files, lock, paths
 from pvetools.system.errors import NotFound, PveError, Refused
 from pvetools.system.run import run
 
@@ -249,11 +249,9 @@ class ConnectedStorage(ForeignStorage):
     def deactivate(self) -> None:
         with lock.storage_lock(self.id):
             files.remove(self._stamp())
-            user = self._user()
-            if user:
-                log.warn(f"storage '{self.id}' stays connected to '{self.target}': {user}")
-            else:
-                self.disconnect()
+            if user := self._user():
+                raise Refused(f"storage '{self.id}' stays connected to '{self.target}': {user}")
+            self.disconnect()
 
     def _user(self) -> str:
         """Why the connection is needed, in words."""
