@@ -263,7 +263,7 @@ def volume_info(p: VolumeParams) -> dict[str, Any]:
     volid = _volid(p)
     found = volumes.info(volid)
     data: dict[str, Any] = {
-        "path": str(volumes.path(volid)), "size": found.size, "used": found.used, "format": found.format,
+        "path": volumes.address(volid), "size": found.size, "used": found.used, "format": found.format,
     }  # fmt: skip
     if found.content == "backup":
         data |= {"notes": volumes.notes(volid), "protected": int(found.protected)}

@@ -22,7 +22,7 @@ def _path(p: PathParams) -> str:
     """Print where a volume lies."""
     from pvetools.storage import volumes
 
-    return str(volumes.path(p.volume))
+    return volumes.address(p.volume)
 
 
 PATH = Local(PathParams, _path)

@@ -158,6 +158,16 @@ def path(volid: str) -> Path:
     return driver.path(name)
 
 
+def address(volid: str) -> str:
+    """What QEMU's tools open: a path, which need not exist, or for volumes on servers the words that lead there.
+
+    Raises:
+        As ``path``; of volumes on servers as ``source``.
+    """
+    found = path(volid)
+    return str(found) if found.is_absolute() else source(volid).image
+
+
 def locate(text: str) -> Path:
     """Path behind a volume id, or an absolute path as it is."""
     return Path(text) if text.startswith("/") else path(text)

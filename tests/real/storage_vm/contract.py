@@ -576,7 +576,7 @@ def test_pvesm_makes_shows_and_removes_it(empty: Case, cli: Callable[..., str]) 
     size = "32M" if empty.size else "0"
     volid = cli("pvesm", "alloc", STORAGE, "100", "", size, "--format", empty.form).strip().split("'")[1]
     assert volid in cli("pvesm", "list", STORAGE)
-    assert cli("pvesm", "path", volid).strip() == str(volumes.path(volid))
+    assert cli("pvesm", "path", volid).strip() == volumes.source(volid).image
     assert f"{STORAGE} " in cli("pvesm", "status")
     cli("pvesm", "free", volid)
     assert volid not in cli("pvesm", "list", STORAGE)
