@@ -68,8 +68,10 @@ class Drive(Throttle, Volume):
     )
     discard: str | None = field(choice("ignore", "on"), "Whether discarded blocks are given back to the storage.")
     detect_zeroes: bool | None = field(boolean, "Turn written zeros into holes where the storage can.")
-    rerror: str | None = field(choice("ignore", "report", "stop"), "What to do on a read error.")
-    werror: str | None = field(choice("enospc", "ignore", "report", "stop"), "What to do on a write error.")
+    rerror: str | None = field(choice("ignore", "report", "stop"), "What to do on a read error.", note="stop")
+    werror: str | None = field(
+        choice("enospc", "ignore", "report", "stop"), "What to do on a write error.", note="stop"
+    )
     snapshot: bool | None = field(boolean, "Keep changes only until the guest stops.")
     backup: bool | None = field(boolean, "Include the disk in backups.", note="1")
     replicate: bool = field(boolean, "Include the disk in replication jobs.", default=True)

@@ -182,10 +182,12 @@ def _source(build: Build, key: str, drive: Drive) -> Source | None:
 def _driver(build: Build, key: str, drive: Any, disk: Element, source: Source | None) -> None:
     """How QEMU reads and writes. CD-ROM drives take QEMU's own defaults."""
     driver = disk.add("driver", name="qemu", type=source.format if source else "raw")
-    if drive.rerror:
-        driver.attributes["rerror_policy"] = drive.rerror
-    if drive.werror:
-        driver.attributes["error_policy"] = "enospace" if drive.werror == "enospc" else drive.werror
+    # unless told otherwise a guest waits for a storage that is gone or full: file systems in it would break at an error
+    usual = None if is_cdrom(drive) or source is None else "stop"
+    if read := drive.rerror or usual:
+        driver.attributes["rerror_policy"] = read
+    if write := drive.werror or usual:
+        driver.attributes["error_policy"] = "enospace" if write == "enospc" else write
     if is_cdrom(drive) or source is None:
         driver.attributes |= {"cache": drive.cache} if drive.cache else {}
         driver.attributes |= {"io": drive.aio} if drive.aio else {}

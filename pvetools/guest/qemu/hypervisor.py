@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pvetools.guest.qemu.secret import Secret
 
 URI = "qemu:///system"
-_STATES = {1: "running", 2: "io-error", 3: "paused", 4: "shutdown", 5: "shutdown", 6: "internal-error", 7: "suspended"}
+IO_ERROR = (3, 5)  # state and reason of a guest that was paused because a disk failed
+_STATES = {1: "running", 2: "running", 3: "paused", 4: "shutdown", 5: "shutdown", 6: "internal-error", 7: "suspended"}
 _BACK_WITHIN = 15.0  # seconds that a restart of libvirt's daemon may take
 _GONE_WITHIN = 10.0  # seconds that libvirt may know a domain after its QEMU has ended
 
@@ -238,7 +239,8 @@ def state(vmid: int) -> str:
     if found is None:
         return "stopped"
     with _reported(f"can't get the state of VM {vmid}"):
-        return _STATES.get(found.state()[0], "stopped")
+        number, reason = found.state()
+        return "io-error" if (number, reason) == IO_ERROR else _STATES.get(number, "stopped")
 
 
 def destroy(vmid: int, timeout: float | None = None) -> None:
@@ -473,7 +475,7 @@ def _has_backup(domain: libvirt.virDomain) -> bool:
 
 def is_paused(vmid: int) -> bool:
     """Whether a running guest's processors are stopped."""
-    return state(vmid) == "paused"
+    return state(vmid) in ("paused", "io-error")
 
 
 def agent_answers(vmid: int) -> bool:

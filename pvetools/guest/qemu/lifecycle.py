@@ -127,7 +127,7 @@ def shutdown(vmid: int, *, timeout: float | None = None, force: bool = False, sk
         pid = hypervisor.running_pid(vmid)
         if not pid:
             return
-        paused = hypervisor.state(vmid) == "paused"
+        paused = hypervisor.is_paused(vmid)
         if paused and not force:
             raise Refused(f"VM {vmid} is paused - cannot shutdown; resume it first, or use: qm stop {vmid}")
         _run_hook(current, "pre-stop")

@@ -109,7 +109,7 @@ def _uptime(pid: int) -> int:
 
 _QMP_STATES = {
     1: "running",
-    2: "io-error",
+    2: "running",
     3: "paused",
     4: "shutdown",
     5: "shutdown",
@@ -126,8 +126,9 @@ def _measured(vmid: int) -> dict[str, Any]:
         figures = hypervisor.statistics(vmid)
     except PveError:
         return {}
+    now = (figures.get("state.state", 0), figures.get("state.reason", 0))
     row: dict[str, Any] = {
-        "qmpstatus": _QMP_STATES.get(figures.get("state.state", 0), "unknown"),
+        "qmpstatus": "io-error" if now == hypervisor.IO_ERROR else _QMP_STATES.get(now[0], "unknown"),
         "diskread": sum(value for key, value in figures.items() if key.endswith(".rd.bytes")),
         "diskwrite": sum(value for key, value in figures.items() if key.endswith(".wr.bytes")),
     }

@@ -111,8 +111,8 @@ DRIVE_VALUES = {
     "iops_rd_max": "2", "iops_rd_max_length": "2", "iops_wr": "1", "iops_wr_max": "2", "iops_wr_max_length": "2",
     "iothread": "1", "mbps": "1", "mbps_max": "2", "mbps_rd": "1", "mbps_rd_max": "2", "mbps_wr": "1",
     "mbps_wr_max": "2", "media": "cdrom", "model": "m", "product": "p", "queues": "4", "replicate": "0",
-    "rerror": "stop", "ro": "1", "scsiblock": "1", "serial": "s", "shared": "1", "size": "1G", "snapshot": "1",
-    "ssd": "1", "vendor": "v", "werror": "stop", "wwn": "0x5000C50015EA71AA",
+    "rerror": "report", "ro": "1", "scsiblock": "1", "serial": "s", "shared": "1", "size": "1G", "snapshot": "1",
+    "ssd": "1", "vendor": "v", "werror": "report", "wwn": "0x5000C50015EA71AA",
 }  # fmt: skip
 
 
