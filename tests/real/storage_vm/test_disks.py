@@ -17,6 +17,7 @@ import pytest
 
 from pvetools.api import tree
 from pvetools.storage import definition, volumes
+from pvetools.storage.disks import smart
 from pvetools.system.errors import PveError
 from tests.real.storage_vm.beds import disk, sh
 from tests.real.storage_vm.conftest import ENTRY
@@ -133,37 +134,37 @@ def test_a_virtual_disk_has_no_health_to_tell(pvesh: Pvesh, vdx: str) -> None:
 
 @pytest.fixture
 def nvme(vdx: str) -> Iterator[str]:
-    """The disk behind the kernel's own NVMe controller, looped back to this host."""
+    """The disk behind the kernel's own NVMe controller, which is reached by TCP."""
     place = "/sys/kernel/config/nvmet"
-    subsystem = f"{place}/subsystems/try"
+    subsystem, port = f"{place}/subsystems/try", f"{place}/ports/99"
     sh(
-        f"modprobe -a nvmet nvme_loop; mkdir -p {subsystem}/namespaces/1 {place}/ports/9; "
-        f"echo 1 > {subsystem}/attr_allow_any_host; echo {vdx} > {subsystem}/namespaces/1/device_path; "
-        f"echo 1 > {subsystem}/namespaces/1/enable; echo loop > {place}/ports/9/addr_trtype; "
-        f"ln -s {subsystem} {place}/ports/9/subsystems/try; nvme connect -t loop -n try; udevadm settle"
+        f"mkdir -p {subsystem}/namespaces/1 {port}; echo 1 > {subsystem}/attr_allow_any_host; "
+        f"echo {vdx} > {subsystem}/namespaces/1/device_path; echo 1 > {subsystem}/namespaces/1/enable; "
+        f"echo tcp > {port}/addr_trtype; echo ipv4 > {port}/addr_adrfam; echo 127.0.0.1 > {port}/addr_traddr; "
+        f"echo 4499 > {port}/addr_trsvcid; ln -s {subsystem} {port}/subsystems/try; "
+        "nvme connect -t tcp -a 127.0.0.1 -s 4499 -n try; udevadm settle"
     )
     try:
-        nodes = [f"/dev/{path.parent.name}" for path in Path("/sys/block").glob("nvme*/size")]
-        assert len(nodes) == 1, nodes
-        yield nodes[0]
+        (node,) = [f"/dev/{path.parent.name}" for path in Path("/sys/block").glob("nvme*/size")]
+        yield node
     finally:
         sh(
-            f"nvme disconnect -n try; rm {place}/ports/9/subsystems/try; rmdir {place}/ports/9; "
+            f"nvme disconnect -n try; rm {port}/subsystems/try; rmdir {port}; "
             f"echo 0 > {subsystem}/namespaces/1/enable; rmdir {subsystem}/namespaces/1 {subsystem}"
         )
 
 
-def test_an_nvme_disk_tells_its_health(pvesh: Pvesh, nvme: str, vdx: str) -> None:
-    (row,) = [row for row in pvesh.get("list") if row["devpath"] == nvme]
-    assert (row["type"], row["size"], row["rpm"]) == ("nvme", SIZE, 0)
-    told = pvesh.get("smart", disk=nvme)
-    assert told["health"] == "PASSED"
-    assert told["type"] == "text"
+def test_an_nvme_disk_tells_its_health(nvme: str) -> None:
+    told = smart.read(Path(nvme)).as_data()
+    assert (told["health"], told["type"], told["wearout"]) == ("PASSED", "text", 100)
     assert "Critical Warning" in told["text"]
-    assert pvesh.get("smart", disk=nvme, healthonly=1) == {"health": "PASSED"}
-    assert row["health"] == "PASSED"
-    assert row["wearout"] == told["wearout"] == 100
-    assert "is in use by the NVMe subsystem" in pvesh.refused("set", "wipedisk", disk=vdx)
+    assert smart.read(Path(nvme), health_only=True).health == "PASSED"
+
+
+def test_disks_of_a_server_are_none_of_this_node(pvesh: Pvesh, nvme: str, vdx: str) -> None:
+    assert nvme not in [row["devpath"] for row in pvesh.get("list", skipsmart=1)]
+    assert f"'{nvme}' is none of the disks of this node" in pvesh.refused("set", "wipedisk", disk=nvme)
+    assert "is in use by the NVMe subsystem 'try'" in pvesh.refused("set", "wipedisk", disk=vdx)
 
 
 # Partition tables and wiping.
