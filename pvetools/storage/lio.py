@@ -14,27 +14,38 @@ from typing import NamedTuple
 from pvetools.storage.zfs import Caller
 from pvetools.system.errors import PveError, RunError
 
-_KERNEL = "/sys/kernel/config/target/iscsi"
+_KERNEL = "/sys/kernel/config/target"
 _STORE = "/backstores/block"
 _GROUP = re.compile(r"(?:tpg)?([1-9]\d{0,4})", re.ASCII)
-# one line for each LUN: its folder, the backstore's name, its device
+# a line for each LUN and one for each backstore: folder of the LUN, the backstore's name, its device
 _LIST = """\
-cd "$1/lun" || exit 3
+cd "$1/iscsi/$2/lun" || exit 3
 for link in lun_*/*; do
     [ -L "$link" ] || continue
     store=$(readlink "$link")
     printf '%s\\t%s\\t%s\\n' "${link%/*}" "${store##*/}" "$(cat "$link/udev_path")"
 done
+for path in "$1"/core/iblock_*/*/udev_path; do
+    [ -e "$path" ] || continue
+    store=${path%/*}
+    printf -- '-\\t%s\\t%s\\n' "${store##*/}" "$(cat "$path")"
+done
 """
+_HIDDEN = -1
+_NO_TARGET = 3
 _SHELL = "printf '%s\\n' \"$@\" | targetcli"
 
 
 class Lun(NamedTuple):
-    """A device that a target offers."""
+    """A device of a server; one that the target does not offer has no number (-1), only a backstore."""
 
     number: int
     store: str
     device: str
+
+    @property
+    def offered(self) -> bool:
+        return self.number != _HIDDEN
 
 
 def group_number(text: str) -> int:
@@ -50,12 +61,13 @@ def group_number(text: str) -> int:
 
 
 def parse_luns(text: str) -> list[Lun]:
-    """The lines that the server's list has."""
-    found: list[Lun] = []
+    """The lines that the server's list has; a backstore counts only where no LUN has it."""
+    found: dict[str, Lun] = {}
     for line in text.splitlines():
         folder, store, device = line.split("\t")
-        found.append(Lun(int(folder.removeprefix("lun_")), store, device))
-    return found
+        number = _HIDDEN if folder == "-" else int(folder.removeprefix("lun_"))
+        found.setdefault(store, Lun(number, store, device))
+    return [*found.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +79,15 @@ class Target:
     call: Caller
 
     def luns(self) -> list[Lun]:
-        """What it offers now.
+        """What it offers now, and what the server only keeps.
 
         Raises:
             PveError: there is no such target. RunError: the server does not do it.
         """
         try:
-            return parse_luns(self.call(["sh", "-c", _LIST, "sh", f"{_KERNEL}/{self.name}/tpgt_{self.group}"]))
+            return parse_luns(self.call(["sh", "-c", _LIST, "sh", _KERNEL, f"{self.name}/tpgt_{self.group}"]))
         except RunError as error:
-            if error.code == 3:
+            if error.code == _NO_TARGET:
                 raise PveError(f"the server has no target '{self.name}' with portal group tpg{self.group}") from None
             raise
 
@@ -91,20 +103,22 @@ class Target:
             f"/iscsi/{self.name}/tpg{self.group}/luns create {_STORE}/{store}",
             "saveconfig",
         )
-        for lun in self.luns():
-            if lun.store == store:
-                return lun
+        lun = next((lun for lun in self.luns() if lun.store == store), None)
+        if lun and lun.offered:
+            return lun
+        if lun:
+            self.withdraw(lun)
         raise PveError(f"target '{self.name}' does not offer device '{device}': {said}")
 
     def withdraw(self, lun: Lun) -> None:
-        """Offer a device no longer.
+        """Offer a device no longer, and let go of it.
 
         Raises:
             PveError: the server does not do it.
         """
         said = self._tell(f"{_STORE} delete {lun.store}", "saveconfig")
         if any(other.store == lun.store for other in self.luns()):
-            raise PveError(f"target '{self.name}' still offers device '{lun.device}': {said}")
+            raise PveError(f"the server does not let go of device '{lun.device}': {said}")
 
     def _tell(self, *commands: str) -> str:
         argv: Sequence[str] = ["sh", "-c", _SHELL, "sh", *commands]

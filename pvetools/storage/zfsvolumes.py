@@ -105,10 +105,15 @@ class ZfsStorage(FlatStorage):
             own = self.choose_name(wish)
             with self._explained(own, wish.size), task.uninterrupted():
                 self._make(own, wish)
-                undo.callback(self.pool.destroy, own)
+                undo.callback(self._drop, own)
             self.shown(own)
             undo.pop_all()
         return own
+
+    def _drop(self, own: str) -> None:
+        """Remove a volume that was made in vain."""
+        self.hidden(own)
+        self.pool.destroy(own)
 
     def _make(self, own: str, wish: Wish) -> None:
         options = self.definition.options
@@ -237,7 +242,7 @@ class ZfsStorage(FlatStorage):
             own = self.choose_name(Wish(vmid, base.size or MIB, parsed.format))
             with self._explained(name, base.size), task.uninterrupted():
                 self.pool.clone(base, own)
-                undo.callback(self.pool.destroy, own)
+                undo.callback(self._drop, own)
             self.shown(own)
             undo.pop_all()
         return f"{parsed.name}/{own}"

@@ -95,10 +95,15 @@ class ZfsOverIscsi(ZfsStorage):
     def _server_device(self, own: str) -> str:
         return f"{self.definition.options.zfs_base_path or DEVICES}/{self.pool.of(own)}"
 
-    def _lun(self, own: str) -> Lun | None:
-        """Under which number a volume is offered; others may name the same device in other ways."""
+    def _kept(self, own: str) -> Lun | None:
+        """What the server has for a volume; others may name the same device in other ways."""
         ending = f"/{self.pool.of(own)}"
         return next((lun for lun in self._target.luns() if lun.device.endswith(ending)), None)
+
+    def _lun(self, own: str) -> Lun | None:
+        """The volume as it is offered."""
+        kept = self._kept(own)
+        return kept if kept and kept.offered else None
 
     def source(self, name: str) -> Source:
         own = self.row(name).name
@@ -124,15 +129,16 @@ class ZfsOverIscsi(ZfsStorage):
             self.pool.call(["sh", "-c", _WAIT, "sh", device, self.pool.of(own)])
         except RunError:
             raise PveError(f"device '{device}' of volume '{self.id}:{own}' did not appear on the server") from None
-        return self._target.offer(f"{self.pool.dataset.replace('/', '-')}-{own}", device)
+        kept = self._kept(own)
+        return self._target.offer(kept.store if kept else f"{self.pool.dataset.replace('/', '-')}-{own}", device)
 
     def shown(self, own: str) -> None:
         if self._lun(own) is None:
             self._offer(own)
 
     def hidden(self, own: str) -> None:
-        if lun := self._lun(own):
-            self._target.withdraw(lun)
+        if kept := self._kept(own):
+            self._target.withdraw(kept)
 
     def user_of(self, row: Row) -> str:
         """What a target's initiators do with one of its LUNs nobody tells; the programs of this host can be seen."""
@@ -161,11 +167,11 @@ class _Server:
             f"IdentityFile={self.key}",
         ]  # fmt: skip
         control = paths.run_dir() / f"ssh-{self.host}"
-        if len(str(control)) < _SOCKET_ROOM:
+        if len(str(control)) < _SOCKET_ROOM and "%" not in str(control):
             control.parent.mkdir(parents=True, exist_ok=True)
             options += ["ControlMaster=auto", "ControlPersist=60", f"ControlPath={control}"]
         words = [word for option in options for word in ("-o", option)]
-        return ["ssh", *words, f"root@{self.host}", "--"]
+        return ["ssh", *words, "--", f"root@{self.host}"]
 
 
 def _program_with(target: str, number: int) -> str:

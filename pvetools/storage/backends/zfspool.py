@@ -64,7 +64,7 @@ class ZfsPool(ZfsStorage):
         """Where file systems are mounted; a pool that is not imported yet does not say so."""
         given = self.definition.options.mountpoint
         if not given:
-            with contextlib.suppress(RunError):
+            with contextlib.suppress(PveError):
                 given = self.pool.property("mountpoint")
         return Path(given if given and given.startswith("/") else f"/{self.pool.dataset}")
 

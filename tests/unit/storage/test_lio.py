@@ -1,0 +1,85 @@
+"""What a server with LIO offers, and what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from pvetools.storage import lio
+from pvetools.storage.lio import Lun, Target
+from pvetools.system.errors import PveError, RunError
+
+LIST = (
+    "lun_0\ttank-vm-100-disk-0\t/dev/zvol/tank/vm-100-disk-0\n"
+    "lun_17\told\t/dev/tank/vm-101-disk-0\n"
+    "-\ttank-vm-100-disk-0\t/dev/zvol/tank/vm-100-disk-0\n"
+    "-\ttank-vm-102-disk-0\t/dev/zvol/tank/vm-102-disk-0\n"
+    "-\told\t/dev/tank/vm-101-disk-0\n"
+)
+
+
+def test_luns_and_devices_that_are_only_kept_are_told_apart() -> None:
+    found = lio.parse_luns(LIST)
+    assert found == [
+        Lun(0, "tank-vm-100-disk-0", "/dev/zvol/tank/vm-100-disk-0"),
+        Lun(17, "old", "/dev/tank/vm-101-disk-0"),
+        Lun(-1, "tank-vm-102-disk-0", "/dev/zvol/tank/vm-102-disk-0"),
+    ]
+    assert [lun.offered for lun in found] == [True, True, False]
+    assert lio.parse_luns("") == []
+
+
+@pytest.mark.parametrize(("text", "number"), [("tpg1", 1), ("1", 1), ("tpg12", 12)])
+def test_portal_groups_are_numbers(text: str, number: int) -> None:
+    assert lio.group_number(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "tpg", "tpg0", "-1", "tpg1/../x", "tpg1 ", "x1", "tpg١"])
+def test_other_portal_groups_reach_no_tool(text: str) -> None:
+    with pytest.raises(PveError, match="does not look like a target portal group"):
+        lio.group_number(text)
+
+
+class Server:
+    """Says what it is to say, and remembers what it was told."""
+
+    def __init__(self, *answers: str | RunError) -> None:
+        self.answers, self.told = [*answers], list[str]()
+
+    def __call__(self, argv: Sequence[str]) -> str:
+        if argv[2].endswith("targetcli"):
+            self.told += argv[4:]
+            return "Ouch!"
+        answer = self.answers.pop(0)
+        if isinstance(answer, RunError):
+            raise answer
+        return answer
+
+
+def test_a_device_is_offered_with_its_space_taken_back() -> None:
+    server = Server("lun_3\tstore\t/dev/x\n")
+    assert Target("iqn.x", 1, server).offer("store", "/dev/x") == Lun(3, "store", "/dev/x")
+    assert server.told == [
+        "/backstores/block create name=store dev=/dev/x",
+        "/backstores/block/store set attribute emulate_tpu=1",
+        "/iscsi/iqn.x/tpg1/luns create /backstores/block/store",
+        "saveconfig",
+    ]
+
+
+def test_a_device_that_could_not_be_offered_is_let_go() -> None:
+    server = Server("-\tstore\t/dev/x\n", "")
+    with pytest.raises(PveError, match="target 'iqn.x' does not offer device '/dev/x': Ouch!"):
+        Target("iqn.x", 1, server).offer("store", "/dev/x")
+    assert server.told[-2:] == ["/backstores/block delete store", "saveconfig"]
+
+
+def test_a_server_that_keeps_a_device_is_told_of() -> None:
+    with pytest.raises(PveError, match="does not let go of device '/dev/x': Ouch!"):
+        Target("iqn.x", 1, Server("-\tstore\t/dev/x\n")).withdraw(Lun(3, "store", "/dev/x"))
+
+
+def test_a_target_that_is_not_there_is_told_of() -> None:
+    with pytest.raises(PveError, match="no target 'iqn.x' with portal group tpg2"):
+        Target("iqn.x", 2, Server(RunError(["sh"], 3, "can't cd"))).luns()
