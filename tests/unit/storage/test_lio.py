@@ -70,7 +70,7 @@ def test_a_device_is_offered_with_its_space_taken_back() -> None:
 
 def test_a_device_that_could_not_be_offered_is_let_go() -> None:
     server = Server("-\tstore\t/dev/x\n", "")
-    with pytest.raises(PveError, match="target 'iqn.x' does not offer device '/dev/x': Ouch!"):
+    with pytest.raises(PveError, match=r"target 'iqn\.x' does not offer device '/dev/x': Ouch!"):
         Target("iqn.x", 1, server).offer("store", "/dev/x")
     assert server.told[-2:] == ["/backstores/block delete store", "saveconfig"]
 
@@ -81,5 +81,5 @@ def test_a_server_that_keeps_a_device_is_told_of() -> None:
 
 
 def test_a_target_that_is_not_there_is_told_of() -> None:
-    with pytest.raises(PveError, match="no target 'iqn.x' with portal group tpg2"):
+    with pytest.raises(PveError, match=r"no target 'iqn\.x' with portal group tpg2"):
         Target("iqn.x", 2, Server(RunError(["sh"], 3, "can't cd"))).luns()
