@@ -19,7 +19,7 @@ from pvetools.system.errors import PveError, RunError
 _ROOT_INODE = 256  # of every subvolume, and of nothing else on btrfs but the root itself
 _FS_INFO, _FS_INFO_SIZE, _FSID_AT = 0x8400941F, 1024, 16
 _SUBVOLUME_INFO, _SUBVOLUME_INFO_SIZE = 0x81F8943C, 504
-_FLAGS_AT, _UUID_AT, _OTIME_AT, _READ_ONLY = 288, 296, 392, 1 << 1
+_FLAGS_AT, _UUID_AT, _OTIME_AT, _READ_ONLY = 288, 296, 392, 1 << 0
 _GET_FLAGS, _SET_FLAGS, _NO_COW = 0x80086601, 0x40086602, 0x00800000
 _EXCHANGE, _HERE = 2, -100
 

@@ -60,8 +60,10 @@ class Btrfs(FolderStorage):
     def attach(self) -> None:
         self.check_mount_point()
         place = Path(self.base)
-        if place.is_dir() and not subvolumes.filesystem(place):
-            raise PveError(f"unable to activate storage '{self.id}' - '{place}' does not lie on a btrfs file system")
+        while not place.exists():  # it may be made later
+            place = place.parent
+        if not subvolumes.filesystem(place):
+            raise PveError(f"unable to activate storage '{self.id}' - '{self.base}' is not on a btrfs file system")
 
     # Names and places.
 
@@ -339,6 +341,9 @@ class Btrfs(FolderStorage):
         """Give snapshots that were received their places, and a volume the state of the last one."""
         place = _place(self.path(name))
         with contextlib.ExitStack() as undo:
+            if not replace:  # first: snapshots without a volume would be seen by nobody
+                self._copy(came[last], place)
+                undo.callback(subvolumes.delete, [place])
             for snapshot, path in came.items():
                 target = _place(self.path(name, snapshot))
                 if target.exists():
@@ -348,8 +353,6 @@ class Btrfs(FolderStorage):
                 undo.callback(subvolumes.delete, [target])
             if replace:
                 self._return_to(came[last], _place(self._idle_image(name)))
-            else:
-                self._copy(came[last], place)
             undo.pop_all()
 
 
