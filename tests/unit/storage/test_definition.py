@@ -1,0 +1,196 @@
+"""Definitions of storages: mount points, secrets, the proof that a storage works, and what is left when it does not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pvetools.storage import definition, mounts, secrets
+from pvetools.system import log, paths
+from pvetools.system.errors import Exists, NotFound, ParamErrors, PveError, Refused
+from tests.unit.storage.test_servers import listening
+
+# Nothing listens there: the connection is refused at once.
+NFS = {"server": "127.0.0.1", "export": "/srv", "options": "port=9"}
+CIFS = {"server": "127.0.0.1", "share": "data", "username": "me", "password": "s3cret", "options": "port=9"}
+
+
+def config() -> str:
+    path = paths.storage_config()
+    return path.read_text() if path.exists() else ""
+
+
+def below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix != ".lock")
+
+
+@pytest.mark.parametrize(("type_", "raw"), [("nfs", NFS), ("cifs", {**CIFS, "password": "s3cret"})])
+def test_storages_of_servers_are_mounted_below_one_folder(root: Path, type_: str, raw: dict[str, str]) -> None:
+    made = definition.add("one", type_, {**raw, "disable": "1"})
+    assert made.options.path == str(root / "mnt/pve/one")
+    assert config().startswith(f"{type_}: one\n\tdisable\n\tpath {root}/mnt/pve/one\n\tserver 127.0.0.1\n")
+    assert definition.get("one").options.path == str(root / "mnt/pve/one")
+    definition.add("two", type_, {**raw, "path": "/srv/elsewhere", "disable": "1"})
+    assert definition.get("two").options.path == "/srv/elsewhere"
+
+
+def test_a_section_without_its_mount_point_is_understood(root: Path) -> None:
+    paths.storage_config().write_text("nfs: old\n\tserver a\n\texport /b\n\ndir: here\n\tcontent iso\n")
+    assert definition.get("old").options.path == str(root / "mnt/pve/old")
+    assert definition.get("here").options.path is None
+
+
+def test_a_password_lies_in_no_definition(root: Path) -> None:
+    made = definition.add("one", "cifs", {**CIFS, "disable": "1"})
+    assert "s3cret" not in config()
+    assert "\tpassword" not in config()
+    assert "password" not in made.as_data()
+    assert "s3cret" not in repr(made)
+    file = root / "etc/pve/priv/storage/one.pw"
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("password=s3cret\n", 0o600)
+
+
+def test_a_changed_password_is_kept_and_a_deleted_one_is_gone(root: Path) -> None:
+    definition.add("one", "cifs", {**CIFS, "disable": "1"})
+    before = config()
+    definition.update("one", {"password": "other"})
+    assert secrets.read("one", "cifs", "password") == "other"
+    assert config() == before
+    definition.update("one", {"content": "iso"}, delete=["password"])
+    assert secrets.read("one", "cifs", "password") is None
+    assert "content iso" in config()
+
+
+def test_secrets_go_with_the_storage(root: Path) -> None:
+    definition.add("one", "cifs", {**CIFS, "disable": "1"})
+    definition.remove("one")
+    assert config() == ""
+    assert not [*(root / "etc/pve/priv/storage").iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("type_", "raw", "sentence"),
+    [
+        ("nfs", NFS, r"storage 'one': server '127\.0\.0\.1' is not online \(port 9: Connection refused\)"),
+        ("cifs", CIFS, r"storage 'one': server '127\.0\.0\.1' is not online \(port 9: Connection refused\)"),
+        (
+            "cifs",
+            {**CIFS, "username": "me,uid=0"},
+            "value 'me,uid=0' of option 'username' has signs that a mount can't",
+        ),
+        ("cifs", {**CIFS, "domain": "a,b"}, "value 'a,b' of option 'domain' has signs"),
+        ("cifs", {**CIFS, "share": "../x\\y"}, "option 'share' has signs"),
+        ("cifs", {**CIFS, "options": "soft,pass=abc"}, "mount option 'pass' can't be served"),
+        ("cifs", {**CIFS, "password": "a\nb"}, "the password of storage 'one' must not contain line breaks"),
+        ("nfs", {**NFS, "options": "port=9,bg"}, "mount option 'bg' can't be served"),
+        ("dir", {"path": "/proc/nope"}, "unable to activate storage 'one' - directory '/proc/nope'"),
+    ],
+)
+def test_what_cannot_be_reached_is_not_defined(root: Path, type_: str, raw: dict[str, str], sentence: str) -> None:
+    with pytest.raises(PveError, match=sentence) as told:
+        definition.add("one", type_, raw)
+    assert "s3cret" not in str(told.value)
+    assert config() == ""
+    assert not any(name.endswith(".pw") for name in below(root))
+    assert not (root / "mnt").exists()
+
+
+def test_a_user_without_password_is_told_how_to_give_one(root: Path) -> None:
+    with pytest.raises(PveError, match="there is no password for user 'me', set it with: pvesm set one --password"):
+        definition.add("one", "cifs", {key: text for key, text in CIFS.items() if key != "password"})
+
+
+def test_a_failing_definition_brings_an_older_secret_back(root: Path) -> None:
+    """Such as a keyring that was laid there by hand."""
+    secrets.write("one", "cifs", {"password": "by hand"})
+    with pytest.raises(PveError):
+        definition.add("one", "cifs", CIFS)
+    assert secrets.read("one", "cifs", "password") == "by hand"
+
+
+def test_a_change_that_does_not_work_changes_nothing(root: Path) -> None:
+    definition.add("one", "cifs", {**CIFS, "disable": "1"})
+    definition.update("one", {}, delete=["disable"])  # nothing about the way to the server
+    before = config()
+    for raw in ({"password": "other"}, {"username": "you"}, {"options": "port=10"}):
+        with pytest.raises(PveError, match="is not online"):
+            definition.update("one", raw)
+    with pytest.raises(PveError, match="is not online"):
+        definition.update("one", {}, delete=["options"])
+    assert config() == before
+    assert secrets.read("one", "cifs", "password") == "s3cret"
+    definition.update("one", {"content": "iso", "nodes": paths.node()})
+    assert "content iso" in config()
+
+
+def test_what_is_switched_off_or_elsewhere_need_not_work(root: Path) -> None:
+    definition.add("off", "nfs", {**NFS, "disable": "1"})
+    definition.add("away", "nfs", {**NFS, "nodes": "other"})
+    definition.update("off", {"options": "port=10"})
+    assert "options port=10" in config()
+
+
+def test_others_are_defined_while_one_is_still_tried(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(None) as port:
+        trying = threading.Thread(target=_tried, args=(port,))
+        trying.start()
+        start = time.monotonic()
+        definition.add("other", "dir", {"path": f"{root}/other", "content": "iso"})
+        assert time.monotonic() - start < 2
+        assert trying.is_alive()
+        trying.join(20)
+    assert list(definition.load().ids()) == ["other"]
+
+
+def _tried(port: int) -> None:
+    with pytest.raises(PveError, match="no answer within 3 seconds"):
+        definition.add("one", "nfs", {**NFS, "options": f"port={port}"})
+
+
+def test_names_are_used_once(root: Path) -> None:
+    definition.add("one", "dir", {"path": f"{root}/one"})
+    with pytest.raises(Exists, match="'one' is already defined"):
+        definition.add("one", "dir", {"path": f"{root}/two"})
+    assert not (root / "two").exists()
+
+
+def test_a_storage_that_another_one_lies_on_stays(root: Path) -> None:
+    paths.storage_config().write_text(
+        "iscsi: san\n\tportal 10.0.0.1\n\ttarget iqn.2020-01.org.x:y\n\n"
+        "lvm: vols\n\tvgname vg\n\tbase san:0.0.1.scsi-36001405\n"
+    )
+    with pytest.raises(Refused, match=r"storage 'san' can't be removed: storage 'vols' lies on its volume 'san:0\.0"):
+        definition.remove("san")
+    with pytest.raises(NotFound):
+        definition.remove("sa")
+
+
+def test_removing_goes_on_where_deactivating_does_not(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths.storage_config().write_text("cifs: one\n\tserver a\n\tshare b\n\tusername x,y\n")
+    lines: list[str] = []
+    with log.sink(lines.append):
+        definition.remove("one")
+    assert config() == ""
+    assert lines == ["WARN: storage 'one': value 'x,y' of option 'username' has signs that a mount can't have"]
+
+
+def test_unknown_types_and_options_are_told(root: Path) -> None:
+    with pytest.raises(ParamErrors, match="type: value 'fancy' does not have a value in the enumeration"):
+        definition.add("one", "fancy", {})
+    with pytest.raises(ParamErrors, match="export: property is missing and it is not optional"):
+        definition.add("one", "nfs", {"server": "a"})
+    with pytest.raises(ParamErrors, match="subdir: unexpected property for storage type 'nfs'"):
+        definition.add("one", "nfs", {**NFS, "subdir": "/x"})
+
+
+def test_a_foreign_mount_at_the_place_is_not_taken_for_the_own_one(root: Path) -> None:
+    wanted = mounts.Wanted(Path("/proc"), "10.0.0.1:/srv", "nfs")
+    with pytest.raises(
+        Refused, match=r"storage 'one': '/proc' is the mount of 'proc' \(proc\), not of '10\.0\.0\.1:/srv'"
+    ):
+        mounts.attach("one", wanted)
+    mounts.detach("one", wanted)
+    assert mounts.at(Path("/proc"))
