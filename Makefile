@@ -15,8 +15,8 @@ APT_RUN := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils lxc 
 # what the demo and the tests need besides
 APT_TEST := debootstrap busybox-static kmod cpio mtools syslinux syslinux-common fdisk dosfstools man-db bash-completion attr acl \
 	btrfs-progs ceph-common ceph-mon ceph-mgr ceph-osd qemu-block-extra tgt virtnbdbackup libnbd-bin socat iputils-ping procps kbd sudo
-# what the simulated ESXi host is built with, once: large, so only `make test-storage` installs it
-APT_ESXI := golang-go golang-github-vmware-govmomi-dev
+# a registry, and what the simulated ESXi host is built with: large, or servers that start, so `make test` does without
+APT_PEERS := golang-go golang-github-vmware-govmomi-dev docker-registry
 
 export DEBIAN_FRONTEND := noninteractive
 # compiled modules are kept: tests start the tools hundreds of times
@@ -34,8 +34,8 @@ test: lint assets
 test-storage: $(VENV)/ready
 	$(VENV)/bin/python -m tests.storage_vm.build
 	$(VENV)/bin/python -m pytest -p tests.storage_vm.plugin tests/real/storage_vm
-	apt-get install -y -q --no-install-recommends $(APT_ESXI)
-	$(VENV)/bin/python -m tests.sandbox.enter -- $(CURDIR)/$(VENV)/bin/python -m pytest tests/real/vmware
+	apt-get install -y -q --no-install-recommends $(APT_PEERS)
+	$(VENV)/bin/python -m tests.sandbox.enter -- $(CURDIR)/$(VENV)/bin/python -m pytest tests/real/vmware tests/real/storage/test_registry.py
 
 # guest image and container templates, cached; made before the sandbox is entered, which reaches no mirror
 assets: $(VENV)/ready

@@ -161,6 +161,7 @@ _pvetools_opt=(
   ['pvesh create /nodes/{node}/storage/{storage}/content']='filename: format:e=raw,qcow2,subvol,vmdk size: vmid:guest'
   ['pvesh create /nodes/{node}/storage/{storage}/content/{volume:*}']='target:volume target_node:node'
   ['pvesh create /nodes/{node}/storage/{storage}/download-url']='@36'
+  ['pvesh create /nodes/{node}/storage/{storage}/oci-registry-pull']='filename: reference:'
   ['pvesh create /nodes/{node}/storage/{storage}/upload']='@37'
   ['pvesh create /nodes/{node}/vzdump']='@39'
   ['pvesh create /storage']='@41'
@@ -180,6 +181,7 @@ _pvetools_opt=(
   ['pvesh get /nodes/{node}/lxc/{vmid}/config']='current:b snapshot:snapshot'
   ['pvesh get /nodes/{node}/qemu']='full:b'
   ['pvesh get /nodes/{node}/qemu/{vmid}/config']='current:b snapshot:snapshot'
+  ['pvesh get /nodes/{node}/query-oci-repo-tags']='reference:'
   ['pvesh get /nodes/{node}/query-url-metadata']='url: verify-certificates:b'
   ['pvesh get /nodes/{node}/scan/cifs']='domain: password: server: username:'
   ['pvesh get /nodes/{node}/scan/iscsi']='portal:'
@@ -388,6 +390,7 @@ _pvetools_api=(
   '/nodes/{node}/qemu/{vmid}/status/stop'
   '/nodes/{node}/qemu/{vmid}/status/suspend'
   '/nodes/{node}/qemu/{vmid}/unlink'
+  '/nodes/{node}/query-oci-repo-tags'
   '/nodes/{node}/query-url-metadata'
   '/nodes/{node}/scan'
   '/nodes/{node}/scan/cifs'
@@ -406,6 +409,7 @@ _pvetools_api=(
   '/nodes/{node}/storage/{storage}/content/{volume}'
   '/nodes/{node}/storage/{storage}/download-url'
   '/nodes/{node}/storage/{storage}/import-metadata'
+  '/nodes/{node}/storage/{storage}/oci-registry-pull'
   '/nodes/{node}/storage/{storage}/prunebackups'
   '/nodes/{node}/storage/{storage}/status'
   '/nodes/{node}/storage/{storage}/upload'
@@ -493,7 +497,9 @@ _pvetools_volumes() {
     local storage=${cur%%:*} file
     _pvetools_folder_of "$storage"
     [[ $REPLY ]] || return
-    for file in "$REPLY"/{images/*,template/iso,template/cache,dump,snippets,import}/*; do
+    # A server that hangs keeps only the process that looks; this shell waits two seconds for it.
+    while IFS= read -r -d '' -t 2 file; do
+        [[ $file ]] || continue
         file=${file#"$REPLY/"}
         case $file in
             images/*) file=${file#images/} ;;
@@ -503,7 +509,7 @@ _pvetools_volumes() {
             dump/*) file=backup/${file##*/} ;;
         esac
         _pvetools_add "$storage:$file"
-    done
+    done < <(printf '%s\0' "$REPLY"/{images/*,template/iso,template/cache,dump,snippets,import}/* 2>/dev/null)
 }
 
 _pvetools_nodes() {

@@ -108,6 +108,44 @@ def url_metadata(p: MetadataParams) -> dict[str, Any]:
     return {key: value for key, value in found._asdict().items() if value not in ("", None)}
 
 
+_LABEL = r"(?:[a-zA-Z\d]|[a-zA-Z\d][a-zA-Z\d-]*[a-zA-Z\d])"
+_WORD = r"[a-z\d]+(?:(?:[._]|__|-+)[a-z\d]+)*"
+_REPOSITORY = rf"(?:{_LABEL}(?:\.{_LABEL})*(?::\d+)?/)?{_WORD}(?:/{_WORD})*"
+
+
+class TagsParams(NodeParams):
+    """Parameters of ``GET /nodes/{node}/query-oci-repo-tags``."""
+
+    reference: str = field(string(_REPOSITORY), "Repository: [SERVER/]NAME.", required=True)
+
+
+@method("GET", "/nodes/{node}/query-oci-repo-tags", TagsParams, permission=_NETWORK,
+        returns={"type": "array", "items": {"type": "string"}})  # fmt: skip
+def oci_tags(p: TagsParams) -> list[str]:
+    """List the tags of a repository in an OCI registry."""
+    from pvetools.storage import oci
+
+    return oci.tags(p.reference)
+
+
+class PullParams(NodeStorageParams):
+    """Parameters of ``POST /nodes/{node}/storage/{storage}/oci-registry-pull``."""
+
+    reference: str = field(string(rf"{_REPOSITORY}:\w[\w.-]{{0,127}}"), "Image: [SERVER/]NAME:TAG.", required=True)
+    filename: str | None = field(
+        string(min_length=1, max_length=255), "Name of the file; .tar is added.", note="NAME_TAG.tar"
+    )
+
+
+@method("POST", "/nodes/{node}/storage/{storage}/oci-registry-pull", PullParams, permission=_TEMPLATES,
+        task="download", task_id="reference")  # fmt: skip
+def oci_pull(p: PullParams) -> None:
+    """Bring an image of an OCI registry onto a storage, as an archive of content type vztmpl."""
+    from pvetools.storage import oci
+
+    oci.pull(p.storage, p.reference, p.filename or "")
+
+
 class ImportParams(NodeStorageParams):
     """Parameters of ``GET /nodes/{node}/storage/{storage}/import-metadata``."""
 

@@ -85,6 +85,7 @@ _SUBTREES: Mapping[str, tuple[str, ...]] = {
     "nodes/*/qemu": ("qemu", "qemu_config"),
     "nodes/*/lxc": ("lxc", "lxc_config"),
     "nodes/*/storage": ("storage", "backup", "transfer"),
+    "nodes/*/query-oci-repo-tags": ("transfer",),
     "nodes/*/query-url-metadata": ("transfer",),
     "nodes/*/disks": ("disks",),
     "nodes/*/scan": ("scan",),

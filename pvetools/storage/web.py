@@ -15,7 +15,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from email.message import Message
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urljoin, urlsplit
@@ -196,8 +196,23 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+class StatusError(PveError):
+    """The server answered with another status than 200."""
+
+    def __init__(self, url: str, response: http.client.HTTPResponse) -> None:
+        self.code, self.headers = response.status, response.headers
+        super().__init__(f"'{shown(url)}': {response.status} {response.reason}")
+
+
 @contextlib.contextmanager
-def opened(url: str, verb: str = "GET", *, verify: bool = True, downgrade: bool = False) -> Iterator[Answer]:
+def opened(
+    url: str,
+    verb: str = "GET",
+    *,
+    verify: bool = True,
+    downgrade: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> Iterator[Answer]:
     """Ask for an address and follow its redirects.
 
     Args:
@@ -205,15 +220,20 @@ def opened(url: str, verb: str = "GET", *, verify: bool = True, downgrade: bool 
         verb: GET or HEAD.
         verify: the server's certificate has to be good.
         downgrade: a redirect may lead from https to http.
+        headers: more of them; other servers than the first do not get ``Authorization``.
 
     Raises:
-        PveError: not reachable, not there. Refused: an address, here or behind a redirect, that is not allowed.
+        StatusError: not there. PveError: not reachable.
+        Refused: an address, here or behind a redirect, that is not allowed.
     """
+    first = _split(url)
     for _ in range(REDIRECTS + 1):
         target = _split(url)
         connection = _Connection(target.host, target.port, _context(verify) if target.secure else None)
+        own = target[:3] == first[:3]
+        more = {name: text for name, text in (headers or {}).items() if own or name != "Authorization"}
         with contextlib.closing(connection):
-            response = _asked(connection, target, verb)
+            response = _asked(connection, target, verb, more)
             if response.status not in _MOVED:
                 _check_answer(url, response)
                 yield Answer(url, response)
@@ -230,10 +250,10 @@ def _context(verify: bool) -> ssl.SSLContext:
     return context
 
 
-def _asked(connection: _Connection, target: _Url, verb: str) -> http.client.HTTPResponse:
+def _asked(connection: _Connection, target: _Url, verb: str, more: Mapping[str, str]) -> http.client.HTTPResponse:
     headers = {"User-Agent": "pvetools", "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
     try:
-        connection.request(verb, target.target, headers=headers)
+        connection.request(verb, target.target, headers={**headers, **more})
         return connection.getresponse()
     except ssl.SSLCertVerificationError as error:
         raise PveError(f"the certificate of '{target.host}' is not trusted: {error.verify_message}") from None
@@ -252,7 +272,7 @@ def _redirected(url: str, response: http.client.HTTPResponse, downgrade: bool) -
 
 def _check_answer(url: str, response: http.client.HTTPResponse) -> None:
     if response.status != 200:
-        raise PveError(f"'{shown(url)}': {response.status} {response.reason}")
+        raise StatusError(url, response)
     encoding = response.headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity":
         raise Refused(f"'{shown(url)}' is sent with the encoding '{encoding}', which nobody asked for")
