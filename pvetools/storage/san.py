@@ -194,7 +194,7 @@ class ConnectedStorage(ForeignStorage):
     @property
     def target(self) -> str:
         """Name of the target or subsystem."""
-        return str(self.definition.options.target)
+        return self.definition.options.target or ""
 
     @abstractmethod
     def up(self) -> bool:

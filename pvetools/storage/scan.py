@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from pvetools.storage import iscsi, nvmeof, san, servers, volumegroups
 from pvetools.system import run
@@ -51,17 +51,14 @@ def cifs(server: str, username: str = "", password: str = "", domain: str = "") 
     Raises:
         PveError: it does not answer, or does not let the user in.
     """
-    servers.smb(server)
-    with ExitStack() as stack:
+    with _login_file(username, password, domain) as file:
+        servers.smb(server)
         words = ["smbclient", "--list", server, "--grepable", "--debuglevel=0", "--option=client min protocol=SMB2"]
         if username:
-            file = stack.enter_context(_login_file(username, password, domain))
             words += ["--authentication-file", f"/proc/self/fd/{file}"]
-            passed: tuple[int, ...] = (file,)
         else:
             words += ["--user=guest", "--no-pass"]
-            passed = ()
-        done = run.run(words, timeout=_PATIENCE, check=False, pass_fds=passed)
+        done = run.run(words, timeout=_PATIENCE, check=False, pass_fds=(file,))
     if done.code:
         raise PveError(f"server '{server}' does not tell its shares: {_refusal(done.stdout + done.stderr)}")
     rows = (line.split("|", 2) for line in done.stdout.splitlines())

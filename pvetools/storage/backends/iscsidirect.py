@@ -35,7 +35,7 @@ class IscsiDirect(san.ForeignStorage):
     @property
     def target(self) -> str:
         example = "the name of an iSCSI target, such as iqn.2003-01.org.linux-iscsi:disks"
-        return san.check_target(str(self.definition.options.target), example)
+        return san.check_target(self.definition.options.target or "", example)
 
     @property
     def _secret(self) -> Path:

@@ -189,6 +189,33 @@ def test_without_a_password_the_guarded_target_lets_nobody_in(tgt: Tgt, root: Ro
         volumes.usable("user")
 
 
+def test_a_machine_runs_from_a_lun_behind_a_password(
+    guarded: None, tgt: Tgt, root: Root, vm_image: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(vm_image.stat().st_size)
+    tgt.backing["disk"] = disk
+    tgt.admin("new", "logicalunit", tid=2, lun=7, backing_store=disk)
+    found = volumes.source("safe:lun7")
+    words = ["qemu-img", "convert", "-n", *found.options, "-f", "raw", "-O", "raw", str(vm_image), found.image]
+    subprocess.run(words, check=True, timeout=120)
+    root.cli(
+        "qm", "create", 100, "--memory", 256, "--scsihw", "virtio-scsi-pci", "--boot", "order=scsi0", "--scsi0",
+        "safe:lun7", "--serial0", "socket", "--kvm", 0, ok=True,
+    )  # fmt: skip
+    root.cli("qm", "start", 100, ok=True)
+    with root.serial(100) as port:
+        port.wait_booted()
+    machines = [folder for folder in Path("/proc").glob("[1-9]*") if b"\0guest=" in (folder / "cmdline").read_bytes()]
+    assert machines
+    assert not any(PASSWORD.encode() in (folder / "cmdline").read_bytes() for folder in machines)
+    root.cli("qm", "stop", 100, ok=True)
+    root.cli("qm", "destroy", 100, ok=True)
+    assert volumes.exists("safe:lun7")
+    tgt.admin("delete", "logicalunit", tid=2, lun=7)
+
+
 # Servers that are not as they should be.
 
 
