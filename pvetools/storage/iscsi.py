@@ -9,9 +9,11 @@ from pathlib import Path
 from pvetools.storage import san
 from pvetools.storage.san import Portal
 from pvetools.system import files
+from pvetools.system.errors import PveError
 from pvetools.system.run import run
 
 PORT = 3260
+_NONE = 21  # status of iscsiadm when there is nothing to list
 _INITIATOR = re.compile(r"^InitiatorName=(\S+)", re.MULTILINE)
 _OFFERED = re.compile(r"(\S+):(\d+),(?:-?\d+) (\S+)")
 
@@ -30,7 +32,11 @@ def discover(place: Portal) -> list[tuple[Portal, str]]:
         PveError: it does not answer, or not as an iSCSI portal does.
     """
     words = ["iscsiadm", "-m", "discovery", "-t", "sendtargets", "-p", str(place), "-o", "nonpersistent"]
-    return [*portals(run(words, timeout=san.TOOL_PATIENCE).stdout)]
+    done = run(words, timeout=san.QUESTION_PATIENCE, check=False)
+    if done.code not in (0, _NONE):
+        said = done.stderr.strip().splitlines() or ["no message"]
+        raise PveError(f"portal '{place}' does not tell its targets: {said[-1]}")
+    return [*portals(done.stdout)]
 
 
 def initiator() -> str:

@@ -28,7 +28,7 @@ def discover(place: Portal) -> list[tuple[Portal, str]]:
     load_driver()
     address = san.reach(place)
     words = ["nvme", "discover", "-t", "tcp", "-a", address, "-s", str(place.port), "-o", "json"]
-    said = run(words, timeout=san.TOOL_PATIENCE).stdout
+    said = run(words, timeout=san.QUESTION_PATIENCE).stdout
     try:
         records = json.loads(said)["records"] if said.strip() else []
         return [

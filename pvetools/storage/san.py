@@ -25,6 +25,7 @@ from pvetools.system.errors import NotFound, PveError, Refused
 from pvetools.system.run import run
 
 PATIENCE = 3.0  # for a portal's first answer
+QUESTION_PATIENCE = 10.0  # for what it offers
 TOOL_PATIENCE = 30.0  # for a login, which the kernel may try more than once
 FRESH = 10.0  # seconds in which what was found at the server is not looked for again
 BY_ID = Path("/dev/disk/by-id")

@@ -6,6 +6,7 @@ A LUN that several paths lead to is one device of dm-multipath where multipathd 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from pvetools.system.run import run
 
 _SESSIONS = Path("/sys/class/iscsi_session")
 _CONNECTIONS = Path("/sys/class/iscsi_connection")
+_JOINING = 8.0  # seconds in which multipathd joins new paths
 _DISK = "0"  # type of SCSI devices
 _NUMBERS = re.compile(r"\d+:(\d+):(\d+):(\d+)")
 # the name by its world wide identifier comes first: others can change with the server's software
@@ -70,9 +72,7 @@ class Iscsi(san.ConnectedStorage):
         return [place for place, name in iscsi.portals(said) if name == self.target]
 
     def connect(self, reached: Sequence[Portal]) -> None:
-        offered = [place for place, name in iscsi.discover(reached[0]) if name == self.target]
-        if not offered:
-            raise PveError(f"storage '{self.id}': portal '{reached[0]}' does not offer the target '{self.target}'")
+        offered = self._offered(reached[0])
         errors = self._log_in(offered)
         working = [session for session in self._sessions() if session.works]
         if not working:
@@ -82,11 +82,35 @@ class Iscsi(san.ConnectedStorage):
         for error in errors:
             log.warn(f"storage '{self.id}': a path to '{self.target}' is missing: {error}")
         for session in working:
-            run(
-                ["iscsiadm", "-m", "session", "-r", str(session.number), "--rescan"],
-                check=False,
-                timeout=san.TOOL_PATIENCE,
-            )
+            words = ["iscsiadm", "-m", "session", "-r", str(session.number), "--rescan"]
+            run(words, check=False, timeout=san.TOOL_PATIENCE)
+        san.settle()
+        self._join()
+
+    def _join(self) -> None:
+        """Wait until multipathd has joined the paths that it wants, and tell it which LUNs have grown."""
+        deadline = time.monotonic() + _JOINING
+        while any(_is_claimed(path) and not _multipath(path) for path, _ in self._paths()):
+            if time.monotonic() > deadline:
+                log.warn(f"storage '{self.id}': multipathd has not joined the paths to '{self.target}'")
+                return
+            time.sleep(0.1)
+        maps = {above: path.name for path, _ in self._paths() if (above := _multipath(path))}
+        for above, path in maps.items():
+            if san.bytes_of(above) != san.bytes_of(path):
+                name = san.attribute(Path("/sys/class/block", above, "dm/name"))
+                run(["multipathd", "resize", "map", name], check=False, timeout=san.TOOL_PATIENCE)
+
+    def _offered(self, place: Portal) -> list[Portal]:
+        """The portals of the target, as one of them tells; one that does not tell them has told them before."""
+        try:
+            found = [portal for portal, name in iscsi.discover(place) if name == self.target]
+        except PveError as error:
+            if not (found := self._recorded()):
+                raise PveError(f"storage '{self.id}': {error}") from None
+        if not found:
+            raise PveError(f"storage '{self.id}': portal '{place}' does not offer the target '{self.target}'")
+        return found
 
     def _log_in(self, offered: Sequence[Portal]) -> list[str]:
         """Make the sessions that are missing; gives what went wrong, by portal."""
@@ -123,15 +147,20 @@ class Iscsi(san.ConnectedStorage):
         if self._sessions():
             run(["iscsiadm", "-m", "node", "-T", self.target, "--logout"], timeout=san.TOOL_PATIENCE)
 
-    def luns(self) -> Iterator[Lun]:
-        stable = san.stable_names(_KINDS)
+    def _paths(self) -> Iterator[tuple[Path, str]]:
+        """The kernel's folder of every disk of the target, and CHANNEL.ID.LUN."""
         for session in self._sessions():
             for folder in Path(_SESSIONS, f"session{session.number}/device").glob("target*/*/block/*"):
                 match = _NUMBERS.fullmatch(folder.parts[-3])
                 if match and san.attribute(folder.parents[1] / "type") == _DISK:
-                    device = _multipath(folder) or folder.name
-                    if device in stable:
-                        yield Lun(f"{match[1]}.{match[2]}.{match[3]}.{stable[device]}", device)
+                    yield folder, ".".join(match.groups())
+
+    def luns(self) -> Iterator[Lun]:
+        stable = san.stable_names(_KINDS)
+        for folder, numbers in self._paths():
+            device = _multipath(folder) or folder.name
+            if device in stable:
+                yield Lun(f"{numbers}.{stable[device]}", device)
 
 
 def _multipath(path: Path) -> str:
@@ -140,3 +169,9 @@ def _multipath(path: Path) -> str:
         if san.attribute(holder / "dm/uuid").startswith("mpath-"):
             return holder.name
     return ""
+
+
+def _is_claimed(path: Path) -> bool:
+    """Whether udev keeps a path for multipathd."""
+    known = san.attribute(Path("/run/udev/data", f"b{san.attribute(path / 'dev')}"))
+    return "E:DM_MULTIPATH_DEVICE_PATH=1" in known.splitlines() and Path("/run/multipathd.pid").exists()

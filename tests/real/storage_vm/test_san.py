@@ -202,7 +202,16 @@ def test_what_is_not_there_cannot_be_added(
 # Volume groups on volumes.
 
 
-def test_a_volume_group_lies_on_a_volume(portals: Portals, cli: Callable[..., str]) -> None:
+@pytest.fixture
+def one_device(portals: Portals) -> Iterator[None]:
+    """LVM wants a volume to be one device: of iSCSI's paths multipathd makes one, of NVMe's the kernel."""
+    driver().deactivate()
+    with san_beds.multipathd() if driver().definition.type == "iscsi" else contextlib.nullcontext():
+        yield
+        driver().deactivate()
+
+
+def test_a_volume_group_lies_on_a_volume(portals: Portals, one_device: None, cli: Callable[..., str]) -> None:
     portals.server.define("content none")
     base = portals.server.volume(-1)
     cli("pvesm", "add", "lvm", "onsan", "--vgname", "vgsan", "--base", base, "--shared", 1, "--content", "images")
