@@ -7,6 +7,7 @@ of its namespace and the name that udev gives it: ``ns1.nvme-uuid.6b0f4e5c-...``
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from pvetools.system.errors import PveError
 from pvetools.system.run import run
 
 _CONTROLLERS = Path("/sys/class/nvme")
+_NAMESPACE = re.compile(r":0x([0-9a-fA-F]+)")
 _PATH = re.compile(r"(nvme\d+)(?:c\d+)?(n\d+)")
 _KINDS = (r"nvme-(?:uuid|eui)\.", r"nvme-nvme\.", r"nvme-")
 
@@ -69,6 +71,16 @@ class NvmeOf(san.ConnectedStorage):
             raise PveError(f"storage '{self.id}': can't connect to '{self.target}': {why}")
         for error in errors:
             log.warn(f"storage '{self.id}': a path to '{self.target}' is missing: {error}")
+        self._wait_for_namespaces()
+
+    def _wait_for_namespaces(self) -> None:
+        """The kernel looks for namespaces when a connection is up already."""
+        working = next((controller.name for controller in self._controllers() if controller.works), "")
+        said = run(["nvme", "list-ns", f"/dev/{working}"], check=False, timeout=san.QUESTION_PATIENCE).stdout
+        wanted = {int(number, 16) for number in _NAMESPACE.findall(said)}
+        deadline = time.monotonic() + san.PATIENCE
+        while not wanted <= {int(number or 0) for _, number in self._namespaces()} and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def _open(self, offered: Sequence[Portal]) -> list[str]:
         """Connect the paths that are missing; gives what went wrong, by portal."""
@@ -88,11 +100,16 @@ class NvmeOf(san.ConnectedStorage):
         if self._controllers():
             run(["nvme", "disconnect", "-n", self.target], timeout=san.TOOL_PATIENCE)
 
-    def luns(self) -> Iterator[Lun]:
-        stable = san.stable_names(_KINDS)
+    def _namespaces(self) -> Iterator[tuple[str, str]]:
+        """The kernel's name and the id of every namespace, once for each path."""
         for controller in self._controllers():
             for folder in (_CONTROLLERS / controller.name).glob("nvme*n*"):
-                match = _PATH.fullmatch(folder.name)
-                device = f"{match[1]}{match[2]}" if match else ""
-                if device in stable:
-                    yield Lun(f"ns{san.attribute(Path('/sys/class/block', device, 'nsid'))}.{stable[device]}", device)
+                if match := _PATH.fullmatch(folder.name):
+                    device = match[1] + match[2]
+                    yield device, san.attribute(Path("/sys/class/block", device, "nsid"))
+
+    def luns(self) -> Iterator[Lun]:
+        stable = san.stable_names(_KINDS)
+        for device, number in self._namespaces():
+            if device in stable and number:
+                yield Lun(f"ns{number}.{stable[device]}", device)
