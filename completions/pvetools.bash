@@ -509,7 +509,10 @@ _pvetools_volumes() {
             dump/*) file=backup/${file##*/} ;;
         esac
         _pvetools_add "$storage:$file"
-    done < <(printf '%s\0' "$REPLY"/{images/*,template/iso,template/cache,dump,snippets,import}/* 2>/dev/null)
+    done < <(
+        exec </dev/null 2>/dev/null
+        printf '%s\0' "$REPLY"/{images/*,template/iso,template/cache,dump,snippets,import}/*
+    )
 }
 
 _pvetools_nodes() {

@@ -68,7 +68,9 @@ _pvetools_volumes() {
     local storage=${cur%%:*} file
     _pvetools_folder_of "$storage"
     [[ $REPLY ]] || return
-    for file in "$REPLY"/{images/*,template/iso,template/cache,dump,snippets,import}/*; do
+    # A server that hangs keeps only the process that looks; this shell waits two seconds for it.
+    while IFS= read -r -d '' -t 2 file; do
+        [[ $file ]] || continue
         file=${file#"$REPLY/"}
         case $file in
             images/*) file=${file#images/} ;;
@@ -78,7 +80,10 @@ _pvetools_volumes() {
             dump/*) file=backup/${file##*/} ;;
         esac
         _pvetools_add "$storage:$file"
-    done
+    done < <(
+        exec </dev/null 2>/dev/null
+        printf '%s\0' "$REPLY"/{images/*,template/iso,template/cache,dump,snippets,import}/*
+    )
 }
 
 _pvetools_nodes() {

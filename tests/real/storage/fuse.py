@@ -14,17 +14,20 @@ import time
 from pathlib import Path
 
 _IN = struct.Struct("<IIQQIIII")
-_INIT, _GETATTR, _STATFS = 26, 3, 17
+_LOOKUP, _GETATTR, _STATFS, _INIT = 1, 3, 17, 26
 _ATTR = struct.pack("<QII6Q10I", 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 0, 0, 0, 4096, 0)
 _SPACE = struct.pack("<5Q4I24x", 1 << 20, 1 << 19, 1 << 19, 1000, 1000, 4096, 255, 4096, 0)
 _ENOENT, _FORCE_AND_DETACH = 2, 3
 
 
 class Slow:
-    """An empty file system of 4 GiB whose ``statfs`` takes some seconds; None: for ever."""
+    """An empty file system of 4 GiB whose ``statfs`` takes some seconds; None: for ever.
 
-    def __init__(self, point: Path, seconds: float | None) -> None:
-        self.point, self.seconds = point, seconds
+    ``names``: looking for a name in it takes for ever, too.
+    """
+
+    def __init__(self, point: Path, seconds: float | None, *, names: bool = False) -> None:
+        self.point, self.seconds, self.names = point, seconds, names
         self.asked = threading.Event()
         self.device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         point.mkdir(parents=True, exist_ok=True)
@@ -56,6 +59,8 @@ class Slow:
             _, operation, number, *_ = _IN.unpack_from(request)
             if operation == _STATFS:
                 threading.Thread(target=self._answer_late, args=(number,), daemon=True).start()
+            elif operation == _LOOKUP and self.names:
+                self.asked.set()
             elif operation == _INIT:
                 self._reply(number, struct.pack("<IIIIHHI", 7, 12, 0, 0, 12, 9, 4096))
             elif operation == _GETATTR:

@@ -16,6 +16,7 @@ from pvetools.system import log, paths
 from pvetools.system.errors import PveError
 from tests.real.storage.fuse import Slow
 from tests.sandbox.root import Result, Root
+from tests.unit.cli.bash_completion import complete
 
 MIB = 1 << 20
 
@@ -145,3 +146,13 @@ def test_an_interrupted_question_leaves_no_child_behind(dead: Slow, root: Root) 
     assert time.monotonic() - start < 3
     assert tool.returncode == 130, err
     assert out == ""
+
+
+def test_tab_does_not_wait_for_a_server_that_hangs(root: Root) -> None:
+    with Slow(root / "dead", None, names=True) as slow:
+        paths.storage_config().write_text(section("dead", slow.point))
+        start = time.monotonic()
+        assert complete("pvesm free dead:", root.path) == []
+        assert slow.asked.is_set()
+        assert complete("pvesm free de", root.path) == ["dead:"]
+        assert time.monotonic() - start < 5
