@@ -33,7 +33,7 @@ class Wanted(NamedTuple):
     Args:
         point: where.
         source: what, in the words of ``mount``.
-        kind: type for ``mount -t``.
+        kind: type for ``mount -t``, which needs the program ``mount.TYPE``.
         options: mount options, never with a secret in them.
         create: make the mount point when it is missing.
         ours: whether a mount is the wanted one; default: its type begins with ``kind`` and its source is the same.
@@ -124,6 +124,8 @@ def _mount(storage: str, wanted: Wanted, held: int) -> None:
         _make_point(storage, wanted, undo)
         # A program that outlives this process keeps the lock until it has mounted; one that becomes a daemon must not.
         inherited = () if wanted.command else (held,)
+        if not wanted.command:
+            run.require(f"mount.{wanted.kind}")
         try:
             run.run(wanted.words(), timeout=MOUNT_TIMEOUT, pass_fds=inherited)
         except PveError as error:

@@ -84,8 +84,10 @@ def _answer(question: Callable[[], Any], writing: int) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
-        os.closerange(3, writing)
-        os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
+        for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+            if fd > 2 and fd != writing:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
         lines: list[str] = []
         with log.only(lines.append):
             answer = _called(question)

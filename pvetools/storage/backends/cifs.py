@@ -43,10 +43,7 @@ class Cifs(MountedStorage):
         self._check("username", options.username, r"[^,\0-\x1f]+")
         file = secrets.path(self.id, "cifs", "password")
         if not file.exists():
-            raise PveError(
-                f"storage '{self.id}': there is no password for user '{options.username}', set it with: "
-                f"pvesm set {self.id} --password"
-            )
+            raise PveError(f"storage '{self.id}': user '{options.username}' has no password (option password)")
         words = [f"username={options.username}", f"credentials={file}"]
         if options.domain:
             self._check("domain", options.domain, r"[^,\0-\x1f]+")
