@@ -22,7 +22,8 @@ from pvetools.system.errors import MissingTool, PveError, RunError
 PACKAGES: dict[str, str] = {
     "qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils", "qemu-io": "qemu-utils", "lxc-usernsexec": "lxc",
     "lxc-attach": "lxc", "lxc-console": "lxc", "lxc-start": "lxc", "mkfs.ext4": "e2fsprogs", "resize2fs": "e2fsprogs",
-    "e2fsck": "e2fsprogs", "ip": "iproute2", "mount": "mount", "umount": "mount", "mount.nfs": "nfs-common", "mount.cifs": "cifs-utils", "mount.ceph": "ceph-common", "losetup": "mount",
+    "e2fsck": "e2fsprogs", "ip": "iproute2", "mount": "mount", "umount": "mount", "losetup": "mount",
+    "mount.nfs": "nfs-common", "mount.cifs": "cifs-utils", "mount.ceph": "ceph-common",
     "btrfs": "btrfs-progs", "iscsiadm": "open-iscsi", "multipath": "multipath-tools", "nvme": "nvme-cli",
     "udevadm": "udev", "modprobe": "kmod", "showmount": "nfs-common",
     "ionice": "util-linux", "nsenter": "util-linux", "unshare": "util-linux", "virsh": "libvirt-clients",
