@@ -106,7 +106,7 @@ def create_thin(name: str, device: str, *, add_storage: bool = False) -> None:
         data, metadata = thin_sizes(volumegroups.group(name).free)
         log.emit(f"New thin pool '{name}/{name}'")
         sizes = ["-L", f"{data // KIB}k", "--poolmetadatasize", f"{metadata // KIB}k"]
-        run.run(["lvcreate", "-qq", "--type", "thin-pool", *sizes, "-n", name, name], timeout=TIMEOUT)
+        run.run(["lvcreate", "-qq", "--yes", "--type", "thin-pool", *sizes, "-n", name, name], timeout=TIMEOUT)
         if wanted:
             wanted.add()
         undo.pop_all()
