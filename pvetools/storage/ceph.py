@@ -11,18 +11,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pvetools.storage import secrets
+from pvetools.storage import san, secrets
 from pvetools.storage.definition import Definition
 from pvetools.storage.san import Portal, portal
 from pvetools.system import paths, run
 from pvetools.system.errors import PveError, RunError
 
-PORT = 3300
+PORT, OLD_PORT = 3300, 6789
 NOTHING = Path("/dev/null")  # as configuration of a cluster that is not this host's
 CONNECT_WITHIN = 10  # seconds until a monitor must answer
 COMMAND_WITHIN = 300.0
 _NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.+-]{0,127}", re.ASCII)
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\S+ +[0-9a-f]+ +-?\d+ +")
+_MONITORS = re.compile(r"^\s*mon[ _]host\s*=\s*(.+)$", re.MULTILINE)
+_BANNER = b"ceph v"
+_SECTION = re.compile(r"\s*\[([^]]*)\]\s*")
+_KEY = re.compile(r"\s*(?:key\s*=\s*)?([A-Za-z0-9+/]+={0,2})\s*", re.ASCII)
 _FSID = re.compile(r"^\s*fsid\s*[=:]\s*([0-9a-f-]{36})\s*$", re.MULTILINE)
 
 
@@ -105,6 +109,51 @@ class Cluster(NamedTuple):
         return match[1] if match else self.run("ceph", "fsid").stdout.strip()
 
 
+def reach(found: Cluster) -> None:
+    """Find out within seconds whether a monitor answers; nothing is asked where nobody says where they are.
+
+    Raises:
+        PveError: none answers.
+    """
+    places = [place for text in found.monitors for place in _places(text)] or _of_config(found.config)
+    last: PveError | None = None
+    for place in places:
+        try:
+            with san.connect(place) as link:
+                if link.recv(6) == _BANNER:
+                    return
+            last = PveError(f"what answers at '{place}' is no monitor of Ceph")
+        except OSError:
+            last = PveError(f"monitor '{place}' does not answer")
+        except PveError as error:
+            last = error
+    if last:
+        raise PveError(str(last).replace("portal", "monitor"))
+
+
+def _places(text: str) -> list[Portal]:
+    """Where a monitor may listen: the ports of both versions of the protocol, unless one is given."""
+    place = portal(text, 0)
+    return [place] if place.port else [place._replace(port=port) for port in (PORT, OLD_PORT)]
+
+
+def _of_config(config: Path) -> list[Portal]:
+    """Monitors that a configuration file names; other ways to name them are left to Ceph."""
+    try:
+        text = config.read_text("utf-8", "replace")
+    except OSError:
+        return []
+    match = _MONITORS.search(text)
+    words = re.split(r"[\s,;]+", match[1].strip()) if match else []
+    return [place for word in words if word for place in _places(_cleaned(word))]
+
+
+def _cleaned(word: str) -> str:
+    """``[v2:HOST:PORT/0`` or ``v1:HOST:PORT/0]`` as HOST:PORT."""
+    word = re.sub(r"^\[?v[12]:|/\d+", "", word)
+    return word.removesuffix("]") if word.count("]") > word.count("[") else word
+
+
 def _address(text: str) -> str:
     place = portal(text, 0)
     host = f"[{place.host}]" if ":" in place.host else place.host
@@ -116,6 +165,17 @@ def reason(said: str) -> str:
     lines = [_STAMP.sub("", line).strip() for line in said.replace("\r", "\n").split("\n") if line.strip()]
     telling = [line for line in lines if "(" in line or "rror" in line]
     return (telling or lines or [""])[-1]
+
+
+def key_of(user: str, text: str) -> str | None:
+    """The key of a user in a keyring, or in a file that holds it alone; None: there is none."""
+    section = f"client.{user}"
+    for line in text.splitlines():
+        if title := _SECTION.fullmatch(line):
+            section = title[1].strip()
+        elif section == f"client.{user}" and (key := _KEY.fullmatch(line)) and len(key[1]) % 4 == 0:
+            return key[1]
+    return None
 
 
 def cluster(found: Definition) -> Cluster:
@@ -146,7 +206,7 @@ def _config(storage: str, external: bool) -> Path:
 
 
 def _keyring(found: Definition, user: str, external: bool) -> Path | None:
-    own = secrets.path(found.id, "rbd", "keyring")
+    own = secrets.path(found.id, found.type, "keyring")
     usual = [
         paths.etc_pve() / f"priv/ceph.client.{user}.keyring",
         paths.root() / f"etc/ceph/ceph.client.{user}.keyring",

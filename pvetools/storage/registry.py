@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SERVED = {
     "btrfs": "pvetools.storage.backends.btrfs:Btrfs",
+    "cephfs": "pvetools.storage.backends.cephfs:CephFs",
     "cifs": "pvetools.storage.backends.cifs:Cifs",
     "dir": "pvetools.storage.backends.dir:Directory",
     "esxi": "pvetools.storage.backends.esxi:Esxi",

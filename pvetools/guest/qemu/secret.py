@@ -7,17 +7,12 @@ in its memory and gives to QEMU encrypted. It is there only while the guest is s
 from __future__ import annotations
 
 import base64
-import binascii
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from pvetools.guest.qemu.element import Element
 from pvetools.system.errors import PveError
-
-_SECTION = re.compile(r"\s*\[([^]]*)\]\s*")
-_KEY = re.compile(r"\s*key\s*=\s*(\S+)\s*")
 
 
 class Secret(NamedTuple):
@@ -59,17 +54,12 @@ class Secret(NamedTuple):
 
 
 def _ceph_key(secret: Secret, text: str) -> bytes:
-    """The user's key in a keyring of Ceph; one without sections holds nothing else."""
-    section = ""
-    for line in text.splitlines():
-        if title := _SECTION.fullmatch(line):
-            section = title[1].strip()
-        elif (key := _KEY.fullmatch(line)) and section in ("", f"client.{secret.user}"):
-            try:
-                return base64.b64decode(key[1], validate=True)
-            except binascii.Error:
-                break
-    raise PveError(f"keyring '{secret.file}' holds no key of user 'client.{secret.user}'")
+    from pvetools.storage import ceph
+
+    key = ceph.key_of(secret.user, text)
+    if key is None:
+        raise PveError(f"keyring '{secret.file}' holds no key of user 'client.{secret.user}'")
+    return base64.b64decode(key)
 
 
 def _password(_secret: Secret, text: str) -> bytes:

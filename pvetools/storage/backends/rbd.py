@@ -34,9 +34,12 @@ _TAKEN_AGAIN = "another node took the name"
 class Rbd(FlatStorage):
     """One storage of type ``rbd``."""
 
+    info = _INFO
+
     def __init__(self, definition: Definition) -> None:
         super().__init__(definition)
-        self.info = _INFO._replace(io_uring="direct") if definition.options.krbd else _INFO
+        if definition.options.krbd:
+            self.info = _INFO._replace(io_uring="direct")
 
     # The cluster and its pool.
 

@@ -28,6 +28,22 @@ def cluster() -> Cluster:
     return made
 
 
+@functools.cache
+def with_files() -> Cluster:
+    """The same with the file system ``files`` and a user who may use it."""
+    made = cluster()
+    (made.folder / "mds.a").mkdir()
+    caps = ("mon", "profile mds", "mgr", "profile mds", "mds", "allow *", "osd", "allow *")
+    made.run("ceph", "auth", "get-or-create", "mds.a", *caps, "-o", made.folder / "mds.a.keyring")
+    stack = contextlib.ExitStack()
+    ceph.daemon(made, stack, "mds", "a")
+    atexit.register(stack.close)
+    made.add_file_system("files")
+    made.add_user("files", "mon", "allow r", "mds", "allow rw", "osd", "allow rw pool=files-data")
+    made.wait("the file system is served", "ceph", "mds", "stat", holds="up:active")
+    return made
+
+
 def foreign(made: Cluster) -> Callable[[], tuple[str, Callable[[], bool]]]:
     """An image of somebody else in the pool."""
     name, content = "backup", made.folder / "foreign"
@@ -56,7 +72,8 @@ def section(*more: str) -> str:
 def krbd() -> Iterator[Bed]:
     """Images that the kernel maps."""
     made = cluster()
-    secrets.write(STORAGE, "rbd", {"keyring": made.keyring(USER).read_text()})
+    for name in (STORAGE, "rbd"):  # some tests call a storage as its bed
+        secrets.write(name, "rbd", {"keyring": made.keyring(USER).read_text()})
     try:
         yield Bed(section("krbd 1"), foreign(made), thin=True)
     finally:
