@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,6 @@ from pvetools.system.errors import ConfigError, DigestMismatch, Exists, NotFound
 LOCAL = "local"
 # What `local` takes when nobody configured it: everything, so that a fresh host can hold guests at once.
 LOCAL_CONTENT = "backup,images,import,iso,rootdir,snippets,vztmpl"
-# Declared, kept and shown, but no code gives it an effect yet.
-NOT_SERVED = ("snapshot-as-volume-chain",)
 # Options that say how the storage is reached: a change of one is tried out before it is written.
 CONNECTION = frozenset(
     {
@@ -160,12 +158,6 @@ def check(name: str, type_: str, raw: Mapping[str, str]) -> StorageOptions:
     return options
 
 
-def _refuse_unserved(name: str, options: StorageOptions, keys: Iterable[str]) -> None:
-    for key in NOT_SERVED:
-        if key in keys and options.given[key]:
-            raise Refused(f"option '{key}' has no effect in this version, so storage '{name}' can't have it")
-
-
 def _defining(name: str) -> contextlib.AbstractContextManager[None]:
     """Held while a storage is tried out, which may take long: the file itself is locked only to be written."""
     return lock.locked(paths.lock_dir() / f"define-{name}.lock", 60.0, what=f"the definition of storage '{name}'")
@@ -182,7 +174,6 @@ def add(name: str, type_: str, raw: Mapping[str, str]) -> Definition:
     """
     options = check(name, type_, raw)
     registry.require(type_)
-    _refuse_unserved(name, options, raw)
     texts = _placed(name, _kind(type_), options.texts())
     hidden = {key: texts.pop(key) for key in _kind(type_).sensitive & texts.keys()}
     made = Definition(name, type_, StorageOptions.read(texts))
@@ -262,7 +253,6 @@ def _change(
     values = {key: value for key, value in section.values.items() if key not in delete} | dict(raw)
     plain = {key: value if isinstance(value, str) else value[-1] for key, value in values.items()}
     options = check(name, section.type, plain)
-    _refuse_unserved(name, options, raw)
     canonical, kind = options.texts(), _kind(section.type)
     hidden = {key: canonical[key] for key in kind.sensitive & raw.keys()}
     section.values = {

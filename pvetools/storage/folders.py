@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pvetools.config import guest
 from pvetools.storage import images, inuse, names
-from pvetools.storage.definition import NOT_SERVED, Definition
+from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Capabilities, Snapshot, Source, Space, Volume, Wish
 from pvetools.storage.imported import Guest
 from pvetools.storage.names import VolumeName
@@ -129,11 +129,15 @@ class FolderStorage:
                     return name
         return None
 
+    def header(self, path: Path, form: str) -> images.ImageInfo:
+        """What the header of an image says."""
+        return images.inspect(path, form)
+
     def _image_name(self, path: Path) -> str | None:
         name = f"{path.parent.name}/{path.name}"
         try:
             form = self.parse(name).format
-            backing = "" if path.is_dir() else images.inspect(path, form).backing
+            backing = "" if path.is_dir() else self.header(path, form).backing
         except (PveError, OSError):
             return None
         return self._linked(backing) + name
@@ -180,7 +184,7 @@ class FolderStorage:
 
     def _image(self, entry: os.DirEntry[str], owner: int, kinds: dict[int, str]) -> Volume | None:
         try:
-            form, _ = names.parse_image(entry.name)
+            form = self.parse(f"{owner}/{entry.name}").format
             stat = entry.stat()
         except (PveError, OSError):
             return None
@@ -189,7 +193,7 @@ class FolderStorage:
         found = images.ImageInfo(0)
         if form != "subvol":
             try:
-                found = images.inspect(Path(entry.path), form)
+                found = self.header(Path(entry.path), form)
             except PveError as error:
                 log.warn(str(error))
         name = f"{self._linked(found.backing)}{owner}/{entry.name}"
@@ -234,9 +238,6 @@ class FolderStorage:
         return f"{wish.vmid}/{own}"
 
     def _check_wish(self, wish: Wish) -> None:
-        for option in NOT_SERVED:
-            if self.definition.options.given.get(option):
-                raise Refused(f"storage '{self.id}': option '{option}' has no effect in this version")
         if wish.format not in self.info.alloc:
             allowed = ", ".join(sorted(self.info.alloc))
             raise PveError(f"storage '{self.id}' can't make images of format '{wish.format}', only: {allowed}")

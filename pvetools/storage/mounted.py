@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from pvetools.storage import mounts
-from pvetools.storage.folders import FolderStorage
+from pvetools.storage.chained import ChainedStorage
 from pvetools.storage.mounts import Wanted
 from pvetools.system import paths
 from pvetools.system.errors import PveError
 
 
-class MountedStorage(FolderStorage, ABC):
+class MountedStorage(ChainedStorage, ABC):
     """Base of these backends; each says what is to be mounted and how its server is asked for a sign of life."""
 
     @abstractmethod

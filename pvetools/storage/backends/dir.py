@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pvetools.storage.folders import FolderStorage
+from pvetools.storage.chained import ChainedStorage
 
 
-class Directory(FolderStorage):
+class Directory(ChainedStorage):
     """One storage of type ``dir``."""
 
     def attach(self) -> None:

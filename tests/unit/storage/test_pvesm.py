@@ -189,7 +189,6 @@ WRONG = [
     (["add", "dir", "new", *PATH, "--bwlimit", "fast=1"], "bwlimit.fast: property is not defined"),
     (["add", "dir", "new", *PATH, "--format", "vhdx"], "format: value 'vhdx' does not have a value in the enumeration"),
     (["add", "dir", "new", *PATH, "--content-dirs", "iso=../x"], "content-dirs: invalid format"),
-    (["add", "dir", "new", *PATH, "--snapshot-as-volume-chain", "1"], "has no effect in this version"),
     (["add", "dir", "1x", *PATH], "storage: invalid format - value '1x'"),
     (["add", "fancy", "new", *PATH], "type: value 'fancy' does not have a value in the enumeration"),
     (["add", "pbs", "new", "--server", "a", "--datastore", "b"], "storage type 'pbs' is not served"),

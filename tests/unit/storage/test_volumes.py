@@ -189,7 +189,6 @@ def test_a_hundred_parallel_allocations_never_collide(local: Path) -> None:
         ("nodes elsewhere,nowhere", "storage 'ss' is not available on node"),
         ("content iso,backup", "storage 'ss' does not support content type 'images', only: backup, iso"),
         ("content none", "storage 'ss' does not support content type 'images', only: nothing"),
-        ("snapshot-as-volume-chain 1", "option 'snapshot-as-volume-chain' has no effect in this version"),
         ("is_mountpoint yes", "is expected to be a mount point but is not mounted: '.*/ss'"),
         ("is_mountpoint /no/such/mount", "is not mounted: '/no/such/mount'"),
         ("create-base-path 0", "directory '.*/ss' does not exist or is unreachable"),
