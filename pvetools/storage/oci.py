@@ -19,7 +19,7 @@ from pvetools.system.units import human_size
 
 _DOCKER, _DOCKER_SERVER = "docker.io", "registry-1.docker.io"
 _LARGEST = 4 << 20  # bytes of a manifest, a token or a list
-_DIGEST = re.compile(r"sha(256|512):[0-9a-f]{64,128}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _BEARER = re.compile(r'(\w+)="([^"]*)"')
 _NEXT = re.compile(r'<([^>]+)>;\s*rel="?next"?')
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64", "ppc64le": "ppc64le", "s390x": "s390x"}
@@ -72,7 +72,13 @@ class Part(NamedTuple):
         return {"mediaType": self.kind, "digest": self.digest, "size": self.size}
 
 
-def _part(row: Mapping[str, Any]) -> Part:
+def _part(row: object) -> Part:
+    """A part as a manifest names it.
+
+    Raises:
+        PveError: malformed.
+    """
+    row = _object(row, "manifest")
     digest, size = str(row.get("digest")), row.get("size")
     if not _DIGEST.fullmatch(digest) or not isinstance(size, int) or size < 0:
         raise PveError(f"the registry names a part with the checksum '{digest}' and the size '{size}'")
@@ -158,12 +164,23 @@ def _limited(answer: web.Answer) -> Iterator[bytes]:
 
 def _json(data: bytes, what: str) -> dict[str, Any]:
     try:
-        found = json.loads(data)
-    except ValueError as error:
+        return _object(json.loads(data), what)
+    except (ValueError, RecursionError) as error:
         raise PveError(f"the registry's {what} is not valid JSON: {error}") from None
+
+
+def _object(found: object, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise PveError(f"the registry's {what} is no object")
+        raise PveError(f"the registry's {what} is malformed")
     return found
+
+
+def _rows(found: Mapping[str, Any], name: str) -> list[Any]:
+    """A list in an object, which may be missing."""
+    rows = found.get(name) or []
+    if not isinstance(rows, list):
+        raise PveError(f"the registry's '{name}' is no list")
+    return rows
 
 
 # -- tags --------------------------------------------------------------------------------------------------------------
@@ -181,7 +198,7 @@ def tags(text: str) -> list[str]:
     path = "tags/list?n=1000"
     for _ in range(100):
         data, headers = registry.read(path)
-        found += [str(tag) for tag in _json(data, "list of tags").get("tags") or ()]
+        found += [str(tag) for tag in _rows(_json(data, "list of tags"), "tags")]
         following = _NEXT.search(headers.get("Link", ""))
         if not following:
             break
@@ -202,8 +219,8 @@ def _manifest(registry: Registry, name: str, depth: int = 0) -> dict[str, Any]:
     if "layers" in found and "config" in found:
         return found
     wanted = _ARCHITECTURES.get(os.uname().machine, os.uname().machine)
-    for row in found.get("manifests") or ():
-        platform = row.get("platform") or {}
+    for row in _rows(found, "manifests"):
+        platform = _object(_object(row, "manifest").get("platform") or {}, "manifest")
         if (platform.get("os"), platform.get("architecture")) == ("linux", wanted) and depth < 2:
             return _manifest(registry, _part(row).digest, depth + 1)
     raise Refused(f"image '{registry.reference.repository}:{registry.reference.tag}' is not there for linux/{wanted}")
@@ -223,11 +240,11 @@ def pull(storage: str, text: str, filename: str = "") -> None:
     registry = Registry(reference)
     registry.ready()
     manifest = _manifest(registry, reference.tag)
-    config, layers = _part(manifest["config"]), [_part(row) for row in manifest["layers"]]
+    config, layers = _part(manifest["config"]), [_part(row) for row in _rows(manifest, "layers")]
     log.emit(f"pulling '{text}': {len(layers)} layers, {human_size(sum(layer.size for layer in layers))}")
     incoming.need_space(folder, sum(layer.size for layer in layers))
     with incoming.part(folder) as temporary:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT, copybufsize=1 << 20) as archive:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
             _pack(archive, registry, [config, *layers])
         contents.check(temporary, "vztmpl", name)
         incoming.appear(storage, temporary, folder / name)
@@ -262,12 +279,18 @@ class _Stream:
     """Pieces as a file that can be read."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces, self._rest = pieces, b""
+        self._pieces, self._piece, self._at = pieces, b"", 0
 
     def read(self, size: int) -> bytes:
-        while len(self._rest) < size and (piece := next(self._pieces, b"")):
-            self._rest += piece
-        found, self._rest = self._rest[:size], self._rest[size:]
+        found = b""
+        while len(found) < size:
+            if self._at == len(self._piece):
+                self._piece, self._at = next(self._pieces, b""), 0
+            if not self._piece:
+                break
+            taken = self._piece[self._at : self._at + size - len(found)]
+            self._at += len(taken)
+            found += taken
         return found
 
     def finish(self) -> None:

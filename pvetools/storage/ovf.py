@@ -89,8 +89,7 @@ def _machines(node: Node) -> Iterator[Node]:
 
 def _options(machine: Node, hardware: Node) -> dict[str, str]:
     system = machine.first("OperatingSystemSection")
-    number = system.attributes.get("id", "") if system else ""
-    options = {"ostype": _OSTYPES.get(int(number), "other") if number.isascii() and number.isdecimal() else "other"}
+    options = {"ostype": _OSTYPES.get(_whole(system.attributes.get("id", "") if system else ""), "other")}
     if name := imported.guest_name(machine.value("Name") or machine.attributes.get("id", "")):
         options["name"] = name
     for item in _items(hardware).values():
@@ -106,6 +105,11 @@ def _items(hardware: Node) -> dict[str, Node]:
     """Devices by their id; newer descriptors have elements of their own for disks and cards."""
     found = [node for name in ("Item", "StorageItem", "EthernetPortItem") for node in hardware.all(name)]
     return {item.value("InstanceID"): item for item in found}
+
+
+def _whole(text: str) -> int:
+    """A whole number; 0 for everything else."""
+    return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
 
 
 def _unit(text: str) -> int:
@@ -129,10 +133,8 @@ def _files(envelope: Node) -> dict[str, File]:
         file = files.get(disk.attributes.get("fileRef", ""))
         if file is None:
             raise PveError(f"OVF: disk '{disk.attributes.get('diskId')}' has no file")
-        capacity = disk.attributes.get("capacity", "0")
-        size = (
-            int(capacity) * _unit(disk.attributes.get("capacityAllocationUnits", "byte")) if capacity.isdecimal() else 0
-        )
+        unit = _unit(disk.attributes.get("capacityAllocationUnits", "byte"))
+        size = _whole(disk.attributes.get("capacity", "")) * unit
         found[disk.attributes.get("diskId", "")] = File(_file_name(file), size)
     return found
 

@@ -240,7 +240,8 @@ class Session:
             As ``read``.
         """
         with self._file("HEAD", place, {}) as answer:
-            return int(answer.headers.get("Content-Length") or 0)
+            text = answer.headers.get("Content-Length") or ""
+            return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
 
     @contextlib.contextmanager
     def _file(self, verb: str, place: Place, more: dict[str, str]) -> Iterator[_Answer]:

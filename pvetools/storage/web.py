@@ -164,7 +164,7 @@ class Answer:
     def size(self) -> int | None:
         """Bytes that the server has announced."""
         text = self.headers.get("Content-Length", "")
-        return int(text) if text.isascii() and text.isdecimal() else None
+        return int(text) if re.fullmatch(r"\d{1,20}", text, re.ASCII) else None
 
     def chunks(self) -> Iterator[bytes]:
         """The content.
@@ -262,9 +262,13 @@ def _asked(connection: _Connection, target: _Url, verb: str, more: Mapping[str, 
 
 
 def _redirected(url: str, response: http.client.HTTPResponse, downgrade: bool) -> str:
-    there = urljoin(url, response.headers.get("Location", ""))
-    if not response.headers.get("Location"):
+    location = response.headers.get("Location")
+    if not location:
         raise PveError(f"'{shown(url)}' redirects to nowhere")
+    try:
+        there = urljoin(url, location)
+    except ValueError as error:
+        raise PveError(f"'{shown(url)}' redirects to something that is no address: {error}") from None
     if url.startswith("https:") and not there.startswith("https:") and not downgrade:
         raise Refused(f"'{shown(url)}' redirects to '{shown(there)}', which is not encrypted; give a checksum")
     return there
@@ -279,6 +283,14 @@ def _check_answer(url: str, response: http.client.HTTPResponse) -> None:
 
 
 # -- metadata ----------------------------------------------------------------------------------------------------------
+
+
+def _file_name(headers: Message) -> str:
+    """The name that the server wants a file to be saved under; empty when it says nothing sensible."""
+    try:
+        return headers.get_filename() or ""
+    except ValueError:
+        return ""
 
 
 class Metadata(NamedTuple):
@@ -296,6 +308,6 @@ def metadata(url: str, *, verify: bool = True) -> Metadata:
         As ``opened``.
     """
     with opened(url, "HEAD", verify=verify, downgrade=True) as answer:
-        named = answer.headers.get_filename() or unquote(urlsplit(answer.url).path).rpartition("/")[2]
+        named = _file_name(answer.headers) or unquote(urlsplit(answer.url).path).rpartition("/")[2]
         kind = answer.headers.get_content_type() if "Content-Type" in answer.headers else ""
         return Metadata(re.sub(r"[\x00-\x1f\x7f]", "", re.split(r"[/\\]", named)[-1]), answer.size, kind)
