@@ -155,15 +155,33 @@ def remove(groups: Groups, timeout: float = 10.0) -> list[Path]:
 
 
 def stale(prefix: str) -> Groups:
-    """Groups called PREFIX + the id of a process that is gone: left by a sandbox that was killed."""
+    """Groups called PREFIX + the id of a process that is gone: left by a sandbox that was killed.
+
+    A process that is not seen may live in another pid namespace: then somebody lives in its groups.
+    """
     found = Groups([], [])
     for hierarchy in hierarchies():
         for directory, names, _ in os.walk(hierarchy.mountpoint):
             for name in names:
                 pid = name.removeprefix(prefix)
-                if name.startswith(prefix) and pid.isdigit() and not Path("/proc", pid).exists():
-                    found.paths.append(Path(directory) / name)
+                group = Path(directory) / name
+                if (
+                    name.startswith(prefix)
+                    and pid.isdigit()
+                    and not Path("/proc", pid).exists()
+                    and not _peopled(group)
+                ):
+                    found.paths.append(group)
     return found
+
+
+def _peopled(group: Path) -> bool:
+    """Whether a process lives in a group or below."""
+    for directory, _, _ in os.walk(group):
+        with contextlib.suppress(OSError):
+            if Path(directory, "cgroup.procs").read_text().strip():
+                return True
+    return False
 
 
 def mount_inside(layout: list[Hierarchy]) -> None:
