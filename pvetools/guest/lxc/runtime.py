@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,35 @@ def start(vmid: int) -> None:
     log_file(vmid).parent.mkdir(parents=True, exist_ok=True)
     log_file(vmid).unlink(missing_ok=True)
     container = _container(vmid)
-    if not container.start(daemonize=True, close_fds=True):  # the monitor must not keep our locks
+    # the monitor must not keep our locks
+    if not _in_child(lambda: bool(container.start(daemonize=True, close_fds=True))):
         raise PveError(f"CT {vmid} did not start: {said(vmid)}")
+
+
+def _in_child(body: Callable[[], bool]) -> bool:
+    """Run what moves its caller into the control group of the container's monitor, which ends with that.
+
+    The child is waited for also when this process is interrupted, so that what it has made can be undone.
+    """
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            os.setpgid(0, 0)  # Ctrl-C is for the parent
+            code = 0 if body() else 1
+        finally:
+            os._exit(code)
+    interrupt: KeyboardInterrupt | None = None
+    while True:
+        try:
+            status = os.waitpid(pid, 0)[1]
+        except KeyboardInterrupt as raised:
+            interrupt = raised
+        else:
+            break
+    if interrupt:
+        raise interrupt
+    return status == 0
 
 
 def said(vmid: int) -> str:

@@ -275,7 +275,7 @@ def test_commands_inside_need_a_running_container(refused: Callable[..., str], r
 def test_a_volume_that_has_gone(refused: Callable[..., str], root: Root, local_template: str) -> None:
     root.cli("pct", "create", 101, local_template, "--rootfs", "local:1", ok=True)
     (root / "var/lib/vz/images/101/vm-101-disk-0.raw").unlink()
-    assert "'local:101/vm-101-disk-0.raw' of 'rootfs' does not exist" in refused("start", 101)
+    assert "'rootfs': volume 'local:101/vm-101-disk-0.raw' does not exist" in refused("start", 101)
 
 
 def test_a_damaged_file_system(refused: Callable[..., str], root: Root, local_template: str) -> None:
