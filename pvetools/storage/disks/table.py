@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from pvetools.storage import blockdev
@@ -9,6 +10,7 @@ from pvetools.storage.disks import checks, facts
 from pvetools.system import log, run
 from pvetools.system.errors import PveError
 
+PATIENCE = 10.0  # for the kernel to read a new table
 # Types of partitions.
 LINUX = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 LVM = "E6D6D379-F507-44C2-A23C-238F2A3DF928"
@@ -48,12 +50,14 @@ def one_partition(device: checks.Device) -> Path:
         PveError: the kernel does not show it.
     """
     make(device.path, partitions=f"type={LINUX}\n")
-    for block in facts.blocks([device.disk.name]):
-        for part in block.partitions:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        for part in (part for disk in facts.blocks([device.disk.name]) for part in disk.partitions):
             path = Path(part.path)
             blockdev.wait_for(path)
             return path
-    raise PveError(f"the kernel does not show the new partition of disk '{device.path}'")
+        time.sleep(0.05)
+    raise PveError(f"the kernel does not show the new partition of disk '{device.path}' within {PATIENCE:g} seconds")
 
 
 def set_type(device: checks.Device, type_: str) -> None:
