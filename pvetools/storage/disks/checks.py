@@ -18,6 +18,7 @@ from pvetools.system.errors import NotFound, Refused
 
 LOCK_TIMEOUT = 50.0
 _NAMED = re.compile(r"/dev/[^,\s]+")
+_TABLES = frozenset({"gpt", "PMBR", "dos", "mac", "sgi", "sun", "bsd", "atari"})
 _WORD = {"qemu": "VM", "lxc": "CT"}
 
 
@@ -80,9 +81,15 @@ def require_free(name: str) -> Device:
     device = find(name, known)
     require_idle(device)
     use = disks.partition_used(device.partition, known) if device.partition else disks.used(device.disk, known)
-    if use:
+    if use := use or ", ".join(signatures(device.path)):
         raise Refused(f"'{device.path}' is not empty: {use}; wipe it first if nothing on it is needed any more")
     return device
+
+
+def signatures(path: Path) -> list[str]:
+    """What lies on a device, partition tables aside; read from the device itself: udev may know nothing of it yet."""
+    found = run.run(["wipefs", "--noheadings", "--output", "TYPE", path], timeout=60).stdout.split()
+    return sorted({*found} - _TABLES)
 
 
 def require_disk(device: Device) -> None:
