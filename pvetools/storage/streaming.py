@@ -41,7 +41,7 @@ def stream(
 ) -> str:
     """Run a program with descriptors of ours to its end; gives what it said on standard error.
 
-    It is killed when this process is interrupted or killed.
+    It is ended when this process is interrupted, and killed when this one is killed.
 
     Args:
         argv: program and arguments.
@@ -60,7 +60,7 @@ def stream(
         try:
             code = _watched(process, meter, "rchar" if stdout is None else "wchar")
         except BaseException:
-            run.kill_group(process)
+            run.end_group(process)
             raise
         errors.seek(0)
         said = errors.read().decode("utf-8", "replace")

@@ -344,43 +344,42 @@ def copy(source: str, target: str, state: State = NOW, *, rename: bool = False) 
     check_import(target, form, state, rename=rename)
     log.emit(f"copying volume '{source}' to '{target}' in format '{form}'")
     if form == "raw+size":
-        return _convert(source, target, rename=rename)
-    return _stream(source, target, form, state, rename=rename)
-
-
-def _convert(volid: str, target: str, *, rename: bool) -> str:
-    """Copy a disk as qemu-img does it: holes are not even read."""
-    driver, name = volumes.ready(volid)
-    source, size = driver.source(name), driver.volume(name).size
+        return _copy_disk(source, target, rename=rename)
     with contextlib.ExitStack() as undo:
-        made, into = _made(target, size, undo, rename=rename)
-        options = dict.fromkeys((*source.options, *into.options))
-        words = [
-            "qemu-img",
-            "convert",
-            "-n",
-            "--target-is-zero",
-            "-t",
-            "writeback",
-            *options,
-            "-f",
-            source.format,
-            "-O",
-            into.format,
-        ]
-        with _full_told(volumes.ready(made)[0]):
-            stream([*words, source.image, into.image], total=size)
+        with _exported(source, form, state) as outlet:
+            made = import_(target, form, outlet, state, rename=rename)
+            if not state.base:
+                undo.callback(volumes.discard, made)  # its source may say at its end that something is missing
         undo.pop_all()
     return made
 
 
-def _stream(source: str, target: str, form: str, state: State, *, rename: bool) -> str:
-    """Export and import at once."""
+def _copy_disk(volid: str, target: str, *, rename: bool) -> str:
+    """Copy a disk as qemu-img does it, which does not even read holes."""
+    driver, name = volumes.ready(volid)
+    source, size = driver.source(name), driver.volume(name).size
+    with contextlib.ExitStack() as undo:
+        made, into = _made(target, size, undo, rename=rename)
+        if into.kind == "network":  # a qemu-img that is interrupted would keep the volume in use for a while
+            with _exported(volid, "raw+size", NOW) as outlet:
+                _fill_raw(into, outlet, read_header(outlet))
+        else:
+            options = dict.fromkeys((*source.options, *into.options))
+            words = ["qemu-img", "convert", "-n", "--target-is-zero", "-t", "writeback", *options]
+            with _full_told(volumes.ready(made)[0]):
+                stream([*words, "-f", source.format, "-O", into.format, source.image, into.image], total=size)
+        undo.pop_all()
+    return made
+
+
+@contextlib.contextmanager
+def _exported(volid: str, form: str, state: State) -> Iterator[int]:
+    """A descriptor to read a volume's stream from, which is written meanwhile."""
     failed: list[BaseException] = []
 
     def write(out: int) -> None:
         try:
-            export(source, form, out, state)
+            export(volid, form, out, state)
         except BaseException as error:  # raised again by the other thread
             failed.append(error)
         finally:
@@ -389,16 +388,12 @@ def _stream(source: str, target: str, form: str, state: State, *, rename: bool) 
     outlet, inlet = os.pipe()
     writer = threading.Thread(target=write, args=(inlet,))
     writer.start()
-    with contextlib.ExitStack() as undo:
-        try:
-            made = import_(target, form, outlet, state, rename=rename)
-            undo.callback(volumes.discard, made)
-        except PveError as error:
-            raise (failed[0] if failed else error) from None  # the stream ends early when its writer has failed
-        finally:
-            os.close(outlet)
-            writer.join()
-        if failed:
-            raise failed[0]
-        undo.pop_all()
-    return made
+    try:
+        yield outlet
+    except PveError as error:
+        raise (failed[0] if failed else error) from None  # the stream ends early when its writer has failed
+    finally:
+        os.close(outlet)
+        writer.join()
+    if failed:
+        raise failed[0]

@@ -228,7 +228,7 @@ def image(
     """
     import tempfile
 
-    from pvetools.system.run import DEVNULL, popen
+    from pvetools.system.run import DEVNULL, end_group, popen
 
     if isinstance(path, Path) and not path.exists():
         raise PveError(f"no such image '{path}'")
@@ -249,8 +249,7 @@ def image(
             _await_end(server, path, errors)
         finally:
             if server.poll() is None:
-                server.kill()
-                server.wait()
+                end_group(server)  # a server elsewhere would believe for a while that a killed client is still there
 
 
 def _connected(server: Process, link: Path, path: Path | str, errors: IO[bytes], *, known_zero: bool) -> Export:

@@ -191,6 +191,15 @@ def kill_group(process: subprocess.Popen[bytes], timeout: float = 5.0) -> None:
             time.sleep(0.002)
 
 
+def end_group(process: subprocess.Popen[bytes], patience: float = 5.0) -> None:
+    """Ask a program that was started for streaming to end, so that it can let go of what it holds; kill what stays."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(patience)
+    kill_group(process)
+
+
 def interactive(argv: Sequence[str | os.PathLike[str]]) -> int:
     """Run a program on the caller's own terminal; returns its exit status as a shell would give it."""
     words = [os.fspath(word) for word in argv]

@@ -309,8 +309,7 @@ class Btrfs(FolderStorage):
             undo.callback(self._drop_empty_locked, folder)
             place = undo.enter_context(self._receiving(folder))
             stream(["btrfs", "-q", "receive", "-e", "--", place], stdin=source)
-            came = {path.name.partition("@")[2]: path for path in sorted(place.iterdir())}
-            _check_received(came, what.snapshot, parsed.format)
+            came = _came(place, what.snapshot, parsed.format)
             with lock.storage_lock(self.id):
                 own = parsed.name if what.base else self._free_name(folder, parsed, rename=rename)
                 self._settle(came, what.snapshot, f"{parsed.vmid}/{own}", replace=bool(what.base))
@@ -404,12 +403,15 @@ def _remove_received(place: Path) -> None:
     shutil.rmtree(place)
 
 
-def _check_received(came: dict[str, Path], wanted: str, form: str) -> None:
-    """Refuse what is no volume with snapshots: a stream can bring anything."""
-    for snapshot, path in came.items():
-        names.check_snapshot(snapshot)
+def _came(place: Path, wanted: str, form: str) -> dict[str, Path]:
+    """Snapshots that a stream brought, in its order; what is no volume with snapshots is refused."""
+    for path in place.iterdir():
+        names.check_snapshot(path.name.partition("@")[2])
         disk = path / _DISK
         if not subvolumes.is_one(path) or (form == "raw" and (disk.is_symlink() or not disk.is_file())):
             raise PveError(f"the stream holds no volume of format '{form}'")
+    ordered = sorted(place.iterdir(), key=lambda path: subvolumes.info(path).created)
+    came = {path.name.partition("@")[2]: path for path in ordered}
     if wanted not in came:
         raise PveError(f"the stream holds no snapshot '{wanted}', only: {', '.join(came) or 'nothing'}")
+    return came

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.storage import driver, registry, volumes
+from pvetools.storage import driver, registry, transfer, volumes
+from pvetools.storage.transfer import State
 from pvetools.system.errors import Exists, NotFound, PveError, Refused
 from tests.real.storage_vm.beds import STORAGE, Bed, sh
 
@@ -567,6 +568,77 @@ def test_many_processes_that_allocate_at_once_get_volumes_of_their_own(empty: Ca
     assert {*made} == {*empty.listed()}
     numbers = sorted(int(own_name(volid).partition(".")[0].rpartition("-")[2]) for volid in made)
     assert numbers == sorted([*range(CROWD // 2), *range(CROWD // 2)])
+
+
+# Streams: to a file, and from there to a volume of another guest.
+
+
+def written(volid: str, form: str, place: Path, state: State = transfer.NOW) -> Path:
+    with place.open("wb") as file:
+        transfer.export(volid, form, file.fileno(), state)
+    return place
+
+
+def made_from(place: Path, volid: str, form: str, state: State = transfer.NOW) -> str:
+    """Import a stream under a name that guest 200 may have."""
+    with place.open("rb") as file:
+        return transfer.import_(volid.replace("100", "200"), form, file.fileno(), state)
+
+
+def test_a_volume_gets_out_as_a_stream_and_in_again(empty: Case, tmp_path: Path) -> None:
+    volid = empty.alloc()
+    put(volid, 0x11)
+    put(volid, 0x22, SIZE - BLOCK)
+    (form,) = transfer.exports(volid)
+    assert form == ("tar+size" if empty.folders else "raw+size")
+    stream = written(volid, form, tmp_path / "stream")
+    assert int.from_bytes(stream.read_bytes()[:8], "little") == empty.size
+    made = made_from(stream, volid, form)
+    assert made == volid.replace("100", "200")
+    assert volumes.info(made).size == empty.size
+    assert holds(made, 0x11)
+    assert holds(made, 0, BLOCK, SIZE - 2 * BLOCK)
+    assert holds(made, 0x22, SIZE - BLOCK)
+    with pytest.raises(Exists, match="already exists"):
+        made_from(stream, volid, form)
+    assert {*empty.listed()} == {volid, made}
+
+
+def test_a_stream_that_ends_too_early_leaves_no_volume(empty: Case, tmp_path: Path) -> None:
+    volid = empty.alloc()
+    put(volid, 0x11)
+    (form,) = transfer.exports(volid)
+    stream = written(volid, form, tmp_path / "stream")
+    for length in (3, 8, 5000, 40_000):
+        os.truncate(written(volid, form, stream), length)
+        with pytest.raises(PveError):
+            made_from(stream, volid, form)
+        assert [*empty.listed()] == [volid]
+
+
+def test_snapshots_travel_in_the_storages_own_streams(empty: Case, tmp_path: Path) -> None:
+    own = [form for form in empty.info.exports(empty.form) if not form.endswith("+size")]
+    if not own:
+        pytest.skip("the storage has no streams of its own")
+    volid, stream = empty.alloc(), tmp_path / "stream"
+    for byte, name in enumerate(("one", "two", "three"), 1):
+        put(volid, byte)
+        volumes.snapshot(volid, name)
+    first, rest = State("one"), State("three", "one", with_snapshots=True)
+    made = made_from(written(volid, own[0], stream, first), volid, own[0], first)
+    assert holds(made, 1)
+    put(made, 9, BLOCK)  # what is in no snapshot goes
+    assert made_from(written(volid, own[0], stream, rest), volid, own[0], rest) == made
+    assert holds(made, 3)
+    assert holds(made, 0, BLOCK)
+    assert [found.name for found in volumes.snapshots(made)] == ["one", "two", "three"]
+    volumes.delete_snapshot(made, "three")
+    volumes.rollback(made, "two")
+    assert holds(made, 2)
+    os.truncate(written(volid, own[0], stream, State("two")), 9000)
+    with pytest.raises(PveError):
+        made_from(stream, volid.replace("disk-0", "disk-1"), own[0], State("two"))
+    assert {*empty.listed()} == {volid, made}
 
 
 # As users see it.
