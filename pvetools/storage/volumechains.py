@@ -16,8 +16,8 @@ from pathlib import Path
 from pvetools.storage import blockdev, images, names
 from pvetools.storage.driver import Snapshot, Source
 from pvetools.storage.flat import Record
-from pvetools.storage.volumegroups import GroupStorage, Logical, kib, logicals
-from pvetools.system import lock, run
+from pvetools.storage.volumegroups import GroupStorage, Logical, kib
+from pvetools.system import run
 from pvetools.system.errors import NotFound, PveError, Refused
 
 SUFFIX = ".qcow2"
@@ -53,7 +53,7 @@ class ChainStorage(GroupStorage):
     # Finding.
 
     def layers(self, own: str, rows: Sequence[Logical]) -> list[Logical]:
-        """All logical volumes with the name of a snapshot of a volume."""
+        """Of the group's volumes, all with the name of a snapshot of a volume."""
         if not own.endswith(SUFFIX):
             return []
         return [row for row in self.named_after(own.removesuffix(SUFFIX), rows) if row.name.endswith(SUFFIX)]
@@ -73,9 +73,9 @@ class ChainStorage(GroupStorage):
         with self.opened([found]):
             return images.inspect(self.device(found.name), "qcow2")
 
-    def chain(self, found: Logical, rows: Sequence[Logical]) -> list[Logical]:
+    def chain(self, found: Logical) -> list[Logical]:
         """A volume and what it lies on, the newest first."""
-        by_name, chain = {row.name: row for row in rows}, [found]
+        by_name, chain = {row.name: row for row in self.rows()}, [found]
         while backing := self.image(chain[-1]).backing:
             below = by_name.get(Path(backing).name)
             if below is None or below in chain or Path(backing) != self.device(below.name):
@@ -95,16 +95,14 @@ class ChainStorage(GroupStorage):
         found = super().source(name)
         if not found.path.name.endswith(SUFFIX):
             return found
-        rows = logicals(self.vg)
-        for row in self.chain(self.logical(name, rows), rows):
+        for row in self.chain(self.logical(name)):
             self.reach(row.name)
         return found._replace(format="qcow2")
 
     # Snapshots.
 
     def snapshots(self, name: str) -> list[Snapshot]:
-        rows = logicals(self.vg)
-        chain = self.chain(self.logical(name, rows), rows)
+        chain = self.chain(self.logical(name))
         start = len(layer_name(chain[0].name, "")) - len(SUFFIX)
         # the state was kept in the moment in which the volume above it was made
         found = [Snapshot(below.name[start:].removesuffix(SUFFIX), above.ctime) for above, below in pairwise(chain)]
@@ -112,10 +110,9 @@ class ChainStorage(GroupStorage):
 
     def snapshot(self, name: str, snapshot: str) -> None:
         names.check_snapshot(snapshot)
-        with lock.storage_lock(self.id):
+        with self.locked():
             self.need_no_snapshot(name, snapshot)
-            rows = logicals(self.vg)
-            size = self.image(self.logical(name, rows)).size
+            size = self.image(self.logical(name)).size
             found = self.idle(name)
             layer = layer_name(found.name, snapshot)
             with contextlib.ExitStack() as undo:
@@ -137,23 +134,21 @@ class ChainStorage(GroupStorage):
     def delete_snapshot(self, name: str, snapshot: str) -> None:
         """What the snapshot alone holds goes into the state above it."""
         names.check_snapshot(snapshot)
-        with lock.storage_lock(self.id):
+        with self.locked():
             above, layer, below = self._around(name, snapshot)
         # the rest may take long: others need not wait
         with self.opened([row for row in (above, layer, below) if row]):
             on = ["-F", "qcow2", "-b", str(self.device(below.name))] if below else ["-b", ""]
             run.run(["qemu-img", "rebase", "-q", "-f", "qcow2", *on, self.device(above.name)])
-        with contextlib.ExitStack() as rest, lock.storage_lock(self.id):
+        with contextlib.ExitStack() as rest, self.locked():
             rest.enter_context(self.discard(name, [layer]))
 
     def _around(self, name: str, snapshot: str) -> tuple[Logical, Logical, Logical | None]:
         """What lies on a snapshot that nobody uses, its own volume, and what it lies on."""
-        rows = logicals(self.vg)
-        found = self.logical(name, rows)
-        chain: list[Logical | None] = [*self.chain(found, rows), None]
+        found = self.logical(name)
+        chain: list[Logical | None] = [*self.chain(found), None]
         wanted = layer_name(found.name, snapshot)
-        if user := blockdev.user_of(self.device(found.name)):
-            raise self.in_use(name, user)
+        self.unused(name, found)
         for above, row, below in zip(chain, chain[1:], chain[2:], strict=False):
             if above and row and row.name == wanted:
                 return above, row, below
@@ -162,7 +157,7 @@ class ChainStorage(GroupStorage):
     def rollback(self, name: str, snapshot: str) -> None:
         """An empty image on the snapshot takes the volume's place."""
         names.check_snapshot(snapshot)
-        with contextlib.ExitStack() as rest, lock.storage_lock(self.id):
+        with contextlib.ExitStack() as rest, self.locked():
             kept = [found.name for found in self.snapshots(name)]
             self.need_snapshot(name, snapshot)
             if snapshot != kept[-1]:
@@ -172,7 +167,7 @@ class ChainStorage(GroupStorage):
                     f"remove the newer ones first: {newer}"
                 )
             found, layer = self.idle(name), layer_name(self.parse(name).name, snapshot)
-            size = next(self.image(row).size for row in logicals(self.vg) if row.name == layer)
+            size = next(self.image(row).size for row in self.rows() if row.name == layer)
             with contextlib.ExitStack() as undo:
                 self._empty(found, size, layer, undo)
                 rest.enter_context(self.discard(name, [found]))
@@ -192,6 +187,5 @@ class ChainStorage(GroupStorage):
         self.idle(name)
         if needed(size) > found.size:
             self.create("lvextend", "-L", kib(needed(size)), f"{self.vg}/{found.name}", size=size - now)
-        rows = logicals(self.vg)
-        with self.opened(self.chain(self.logical(name, rows), rows)):
+        with self.opened(self.chain(self.logical(name))):
             run.run(["qemu-img", "resize", "-q", "-f", "qcow2", self.device(found.name), str(size)])

@@ -5,9 +5,11 @@ Volumes are made so that they do not become active at boot: they are activated w
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ run.PACKAGES |= dict.fromkeys(
 
 _GROUP = "vg_name,vg_size,vg_free,vg_extent_size"
 _LOGICAL = "lv_name,lv_size,lv_attr,pool_lv,origin,data_percent,metadata_percent,lv_time,lv_tags,thin_id"
+_FRESH = 1.0  # seconds
 _FULL_TEXT = ("insufficient free space", "insufficient suitable")
 # What a command is at work on carries a name that is no volume's and a tag with the name of the node: (name, tag).
 _DOOMED = ("del-", "pvetools-wipe-")  # a volume that is being removed
@@ -158,6 +161,8 @@ class GroupStorage(FlatStorage):
         super().__init__(definition)
         self.vg = str(definition.options.vgname)
         self.remnants: list[Logical] = []  # of interrupted commands, seen at activation
+        self._rows: list[Logical] | None = None
+        self._until = 0.0
 
     # What a backend supplies.
 
@@ -171,12 +176,29 @@ class GroupStorage(FlatStorage):
 
     # Finding.
 
+    def rows(self) -> list[Logical]:
+        """The group's volumes; read again after a change, and only once in a second or while the lock is held."""
+        if self._rows is None or time.monotonic() > self._until:
+            self._rows = logicals(self.vg)
+            self._until = max(self._until, time.monotonic() + _FRESH)
+        return self._rows
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the storage's lock."""
+        with lock.storage_lock(self.id):
+            self._rows, self._until = None, float("inf")
+            try:
+                yield
+            finally:
+                self._rows, self._until = None, 0.0
+
     def records(self) -> Iterable[Record]:
-        return [self.record(found) for found in logicals(self.vg) if self.mine(found)]
+        return [self.record(found) for found in self.rows() if self.mine(found)]
 
     def taken(self) -> Iterable[str]:
         """All names; also those of volumes whose snapshots are there alone, which a new volume must not inherit."""
-        for found in logicals(self.vg):
+        for found in self.rows():
             yield found.name
             if found.name.startswith("snap_"):
                 words = found.name.split("_")[1:]
@@ -192,10 +214,10 @@ class GroupStorage(FlatStorage):
     def device(self, own: str, snapshot: str = "") -> Path:
         return Path("/dev", self.vg, own)
 
-    def logical(self, name: str, rows: Sequence[Logical] | None = None) -> Logical:
-        """The logical volume of a volume that must be there, among rows that were read already. NotFound."""
+    def logical(self, name: str) -> Logical:
+        """The logical volume of a volume that must be there. NotFound."""
         own = self.parse(name).name
-        for found in logicals(self.vg) if rows is None else rows:
+        for found in self.rows():
             if found.name == own and self.mine(found):
                 return found
         raise NotFound(f"volume '{self.id}:{name}' does not exist")
@@ -203,7 +225,7 @@ class GroupStorage(FlatStorage):
     def activate(self) -> None:
         """The group must be there. What interrupted commands have left is noted on the way."""
         try:
-            found = logicals(self.vg)
+            found = self.rows()
         except NotFound:
             found = self._appeared()
         self.seen(found)
@@ -216,8 +238,8 @@ class GroupStorage(FlatStorage):
 
     def _settle(self) -> None:
         """Finish what was to take a volume's place when a command was interrupted; drop it if the volume is there."""
-        with lock.storage_lock(self.id):
-            found = {row.name: row for row in logicals(self.vg)}
+        with self.locked():
+            found = {row.name: row for row in self.rows()}
             for row in found.values():
                 own = row.name.removeprefix(_COMING[0])
                 if not self.is_remnant(row, _COMING):
@@ -234,7 +256,7 @@ class GroupStorage(FlatStorage):
         try:
             if self.definition.options.base:
                 self._base()
-            return logicals(self.vg)
+            return self.rows()
         except NotFound as error:
             raise PveError(f"storage '{self.id}': volume group '{self.vg}' does not exist ({error})") from None
 
@@ -279,7 +301,7 @@ class GroupStorage(FlatStorage):
     def deactivate(self) -> None:
         """Volumes that nobody uses become inactive; the group's other volumes stay as they are."""
         try:
-            active = [found.name for found in logicals(self.vg) if self.mine(found) and found.active]
+            active = [found.name for found in self.rows() if self.mine(found) and found.active]
         except NotFound:
             return
         for own in active:
@@ -291,6 +313,7 @@ class GroupStorage(FlatStorage):
     def lvm(self, tool: str, *words: str, check: bool = True) -> None:
         """Run one of LVM's tools; the last word is a logical volume of the group."""
         *options, own = words
+        self._rows = None
         run.run([tool, "-qq", "--yes", *options, f"{self.vg}/{own}"], check=check)
 
     def reach(self, own: str) -> Path:
@@ -309,20 +332,23 @@ class GroupStorage(FlatStorage):
             self.lvm("lvchange", "--refresh", found.name)  # another node may have resized it
         return Source("block", path, "raw")
 
-    def idle(self, name: str, rows: Sequence[Logical] | None = None) -> Logical:
+    def idle(self, name: str) -> Logical:
         """A volume that nobody uses, made inactive to be sure; the caller holds the storage's lock. Refused."""
-        found = self.logical(name, rows)
+        found = self.logical(name)
         self.still(name, found)
         return found
 
+    def unused(self, name: str, found: Logical) -> None:
+        """Refuse a volume that somebody uses."""
+        if user := blockdev.user_of(self.device(found.name)):
+            raise self.in_use(name, user)
+
     def still(self, name: str, found: Logical) -> None:
         """Make a logical volume of a volume inactive, which nobody may use. Refused."""
-        path = self.device(found.name)
-        if user := blockdev.user_of(path):
-            raise self.in_use(name, user)
-        if found.active or blockdev.is_device(path):
+        self.unused(name, found)
+        if found.active or blockdev.is_device(self.device(found.name)):
             try:
-                self.lvm("lvchange", "-aln", found.name)
+                run.run(["lvchange", "-qq", "-aln", f"{self.vg}/{found.name}"])
             except RunError as error:
                 raise self.in_use(name, f"somebody: {error.stderr or error}") from None
 
@@ -333,6 +359,7 @@ class GroupStorage(FlatStorage):
 
     def create(self, *words: str, size: int) -> None:
         """Run lvcreate or lvextend, with its usual failures in the project's words."""
+        self._rows = None
         try:
             run.run([*words[:1], "-qq", "--yes", *words[1:]])
         except RunError as error:
@@ -343,7 +370,7 @@ class GroupStorage(FlatStorage):
             raise
 
     def resize(self, name: str, size: int) -> None:
-        with lock.storage_lock(self.id):
+        with self.locked():
             found = self.logical(name)
             self.no_shrinking(name, found.size, size)
             if size == found.size:
@@ -374,4 +401,5 @@ class GroupStorage(FlatStorage):
         self.lvm("lvchange", "--deltag", _COMING[1] + paths.node(), own)
 
     def rename(self, own: str, new: str) -> None:
+        self._rows = None
         run.run(["lvrename", "-qq", self.vg, own, new])

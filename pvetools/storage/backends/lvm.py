@@ -14,8 +14,8 @@ from pvetools.storage import blockdev
 from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Capabilities, Space, Wish
 from pvetools.storage.volumechains import SUFFIX, ChainStorage, make, needed
-from pvetools.storage.volumegroups import Logical, group, kib, logicals
-from pvetools.system import lock, log
+from pvetools.storage.volumegroups import Logical, group, kib
+from pvetools.system import log
 from pvetools.system.errors import PveError, Refused
 from pvetools.system.units import MIB
 
@@ -61,7 +61,7 @@ class VolumeGroup(ChainStorage):
     def alloc(self, wish: Wish) -> str:
         self.finish_removals(slow=False)
         with contextlib.ExitStack() as undo:
-            with lock.storage_lock(self.id):
+            with self.locked():
                 own = self.choose_name(wish)
                 size = needed(wish.size) if own.endswith(SUFFIX) else wish.size
                 words = ["-L", kib(size), "-n", own, "--addtag", f"pve-vm-{wish.vmid}", self.vg]
@@ -80,7 +80,7 @@ class VolumeGroup(ChainStorage):
         if self.parse(name).format != "qcow2":
             super().resize(name, size)
             return
-        with lock.storage_lock(self.id):
+        with self.locked():
             self.grow_image(name, size)
 
     def grown(self, before: Logical) -> None:
@@ -96,13 +96,12 @@ class VolumeGroup(ChainStorage):
     def free(self, name: str) -> None:
         self.parse(name)
         self.finish_removals(slow=True)
-        with contextlib.ExitStack() as rest, lock.storage_lock(self.id):
-            rows = logicals(self.vg)
-            found = self.idle(name, rows)
+        with contextlib.ExitStack() as rest, self.locked():
+            found = self.idle(name)
             if found.kind == "o":
                 raise Refused(f"volume '{self.id}:{name}' has LVM snapshots that were made by hand, remove them first")
             # the volume goes last: what is left of its snapshots can be removed with it
-            rest.enter_context(self.discard(name, [*self.layers(found.name, rows), found]))
+            rest.enter_context(self.discard(name, [*self.layers(found.name, self.rows()), found]))
 
     @contextlib.contextmanager
     def discard(self, name: str, rows: Sequence[Logical]) -> Iterator[None]:
@@ -132,7 +131,7 @@ class VolumeGroup(ChainStorage):
                 f"storage '{self.id}': the removed volume is not overwritten and stays as '{doomed}'; the next command "
                 f"that makes or removes a volume tries it again: {error}"
             ) from None
-        with lock.storage_lock(self.id):
+        with self.locked():
             held.close()
             self.lvm("lvremove", "-f", doomed)
 
@@ -159,7 +158,7 @@ class VolumeGroup(ChainStorage):
         """
         for found in self.remnants:
             with contextlib.ExitStack() as held:
-                with lock.storage_lock(self.id):
+                with self.locked():
                     if found.name not in self.taken() or not held.enter_context(self._to_wipe(found.name)):
                         continue  # another process has done it, or is at it
                 if not slow and not self._quick(found.name):

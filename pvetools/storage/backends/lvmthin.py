@@ -13,8 +13,8 @@ from pathlib import Path
 from pvetools.storage import blockdev, names
 from pvetools.storage.driver import Capabilities, Snapshot, Source, Space, Wish
 from pvetools.storage.flat import Record, next_name
-from pvetools.storage.volumegroups import GroupStorage, Logical, kib, logicals
-from pvetools.system import lock, log
+from pvetools.storage.volumegroups import GroupStorage, Logical, kib
+from pvetools.system import log
 from pvetools.system.errors import PveError, Refused, RunError
 
 _NAME = re.compile(r"(?:vm|base)-[1-9]\d{0,9}-[a-zA-Z0-9][a-zA-Z0-9_.+-]{0,99}", re.ASCII)
@@ -44,16 +44,16 @@ class ThinPool(GroupStorage):
     def device(self, own: str, snapshot: str = "") -> Path:
         return Path("/dev", self.vg, _snapshot_name(own, snapshot) if snapshot else own)
 
-    def pool(self, rows: Sequence[Logical] | None = None) -> Logical:
+    def pool(self) -> Logical:
         """The thin pool. PveError: it is not there."""
-        for found in logicals(self.vg) if rows is None else rows:
+        for found in self.rows():
             if found.name == self.pool_name and found.kind == "t":
                 return found
         raise PveError(f"storage '{self.id}': volume group '{self.vg}' has no thin pool '{self.pool_name}'")
 
     def seen(self, found: Sequence[Logical]) -> None:
         super().seen(found)
-        if not self.pool(found).active:
+        if not self.pool().active:
             self.lvm("lvchange", "-aly", self.pool_name)
 
     def status(self) -> Space:
@@ -86,7 +86,7 @@ class ThinPool(GroupStorage):
             )
 
     def alloc(self, wish: Wish) -> str:
-        with lock.storage_lock(self.id):
+        with self.locked():
             own = self.choose_name(wish)
             self._thin(
                 "lvcreate", "-aly", "--setautoactivation", "n", "-V", kib(wish.size), "-n", own,
@@ -96,7 +96,7 @@ class ThinPool(GroupStorage):
         return own
 
     def resize(self, name: str, size: int) -> None:
-        with lock.storage_lock(self.id):
+        with self.locked():
             found = self.logical(name)
             self.no_shrinking(name, found.size, size)
             if size > found.size:
@@ -104,13 +104,12 @@ class ThinPool(GroupStorage):
 
     def free(self, name: str) -> None:
         self.parse(name)
-        with lock.storage_lock(self.id):
-            rows = logicals(self.vg)
-            found = self.logical(name, rows)
+        with self.locked():
+            rows, found = self.rows(), self.logical(name)
             for other in rows:
                 if other.origin == found.name and found.name.startswith("base-") and self.mine(other):
                     raise Refused(f"base volume '{self.id}:{name}' is still in use by linked clone '{other.name}'")
-            self.idle(name, rows)
+            self.unused(name, found)
             # the volume goes last: its snapshots would belong to a new one of its name
             for row in [*self.kept_volumes(found.name, rows), found]:
                 self.lvm("lvremove", "-f", row.name)
@@ -129,27 +128,26 @@ class ThinPool(GroupStorage):
         return sorted(kept, key=lambda row: (row.ctime, row.number))
 
     def snapshots(self, name: str) -> list[Snapshot]:
-        rows = logicals(self.vg)
-        own = self.logical(name, rows).name
+        rows, own = self.rows(), self.logical(name).name
         return [Snapshot(row.name.removeprefix(f"snap_{own}_"), row.ctime) for row in self.kept_volumes(own, rows)]
 
     def snapshot(self, name: str, snapshot: str) -> None:
         names.check_snapshot(snapshot)
-        with lock.storage_lock(self.id):
+        with self.locked():
             self.need_no_snapshot(name, snapshot)
             found = self.logical(name)
             self._thin("lvcreate", "-pr", "-n", _snapshot_name(found.name, snapshot), "-s", f"{self.vg}/{found.name}")
 
     def delete_snapshot(self, name: str, snapshot: str) -> None:
         names.check_snapshot(snapshot)
-        with lock.storage_lock(self.id):
+        with self.locked():
             self.need_snapshot(name, snapshot)
             self.lvm("lvremove", "-f", _snapshot_name(self.parse(name).name, snapshot))
 
     def rollback(self, name: str, snapshot: str) -> None:
         """A copy of the snapshot takes the volume's place; the volume goes only when the copy is there."""
         names.check_snapshot(snapshot)
-        with lock.storage_lock(self.id):
+        with self.locked():
             self.need_snapshot(name, snapshot)
             found = self.idle(name)
             self._thin(
@@ -162,7 +160,7 @@ class ThinPool(GroupStorage):
     # Base volumes.
 
     def make_base(self, name: str) -> str:
-        with lock.storage_lock(self.id):
+        with self.locked():
             base = self.check_becomes_base(name)
             found = self.idle(name)
             self.rename(found.name, base)
@@ -173,7 +171,7 @@ class ThinPool(GroupStorage):
         self.lvm("lvchange", "-ky", "-pr", own)
 
     def clone(self, name: str, vmid: int) -> str:
-        with lock.storage_lock(self.id):
+        with self.locked():
             base = self.check_is_base(name).name
             own = next_name(self.taken(), vmid, "raw")
             self._thin(
