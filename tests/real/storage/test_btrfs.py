@@ -316,3 +316,28 @@ def test_a_base_can_be_removed_while_its_clones_live_on(store: Path) -> None:
     assert {*volumes.path(clone).read_bytes()} == {3}
     with pytest.raises(NotFound):
         volumes.clone(base, 101)
+
+
+# Guests.
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_container_lives_on_it_and_moves_by_backup(
+    store: Path, root: Root, cli: Callable[..., Result], local_template: str, size: int
+) -> None:
+    cli("pct", "create", 101, local_template, "--rootfs", f"store:{size}", "--unprivileged", 0, ok=True)
+    cli("pct", "start", 101, ok=True)
+    cli("pct", "exec", 101, "--", "sh", "-c", "echo kept > /kept", ok=True)
+    cli("pct", "stop", 101, ok=True)
+    (root / "dump").mkdir()
+    cli("vzdump", 101, "--compress", "zstd", "--dumpdir", root / "dump", "--mode", "stop", ok=True)
+    archive = next((root / "dump").glob("*.tar.zst"))
+    cli("pct", "restore", 102, archive, "--rootfs", "local:0", ok=True)
+    assert (volumes.path(volumes.owned_by(102)[0]) / "kept").read_text() == "kept\n"
+    cli("pct", "destroy", 101, ok=True)
+    assert volumes.owned_by(101) == []
+    cli("pct", "restore", 103, archive, "--rootfs", f"store:{size}", ok=True)
+    cli("pct", "start", 103, ok=True)
+    assert cli("pct", "exec", 103, "--", "cat", "/kept", ok=True).stdout == "kept\n"
+    cli("pct", "stop", 103, ok=True)
+    cli("pct", "destroy", 103, ok=True)
