@@ -17,6 +17,7 @@ from pvetools.storage.san import Portal, portal
 from pvetools.system import paths, run
 from pvetools.system.errors import PveError, RunError
 
+ADMIN = "admin"
 PORT, OLD_PORT = 3300, 6789
 NOTHING = Path("/dev/null")  # as configuration of a cluster that is not this host's
 CONNECT_WITHIN = 10  # seconds until a monitor must answer
@@ -185,7 +186,7 @@ def cluster(found: Definition) -> Cluster:
         PveError: nothing says where it is, or a name is malformed.
     """
     monitors = tuple(found.options.monhost or ())
-    user = check_name(found.id, "username", found.options.username or "admin")
+    user = check_name(found.id, "username", found.options.username or ADMIN)
     return Cluster(found.id, _config(found.id, bool(monitors)), monitors, user, _keyring(found, user, bool(monitors)))
 
 

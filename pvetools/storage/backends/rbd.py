@@ -78,20 +78,33 @@ class Rbd(FlatStorage):
         """There is nothing to do; what has no configuration can't be used."""
         _ = self.cluster, self.pool, self.namespace, self.data_pool
 
+    def prepare(self) -> None:
+        self.verify()
+
     def verify(self) -> None:
-        try:
+        with self._reached():
             self.taken()
-        except RunError as error:
-            raise PveError(f"storage '{self.id}': can't use pool '{self.pool}': {error}") from error
 
     def status(self) -> Space:
-        told = json.loads(self.cluster.run("ceph", "df", "--format", "json").stdout)
+        with self._reached():
+            told = json.loads(self.cluster.run("ceph", "df", "--format", "json").stdout)
         pool = self.data_pool or self.pool
         stats = next((row["stats"] for row in told["pools"] if row["name"] == pool), None)
         if stats is None:
             raise PveError(f"storage '{self.id}': there is no pool '{pool}' in the cluster")
         used, avail = stats.get("stored", stats["bytes_used"]), stats["max_avail"]
         return Space(used + avail, used, avail)
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Ask nothing of a cluster without a sign of life, and say what is wrong with the pool."""
+        try:
+            ceph.reach(self.cluster)
+            yield
+        except RunError as error:
+            raise PveError(f"storage '{self.id}': can't use pool '{self.pool}': {error.stderr}") from error
+        except PveError as error:
+            raise PveError(f"storage '{self.id}': {error}") from None
 
     # Places.
 
@@ -111,6 +124,8 @@ class Rbd(FlatStorage):
         if self.definition.options.krbd:
             return self.mountable(name)
         own, cluster = self.require(name).name, self.cluster
+        if cluster.keyring is None and cluster.user != ceph.ADMIN and not cluster.monitors:
+            raise PveError(f"storage '{self.id}': there is no keyring with the key of user 'client.{cluster.user}'")
         network = Network(
             "rbd",
             self._spec(own),
@@ -199,18 +214,30 @@ class Rbd(FlatStorage):
 
     def free(self, name: str) -> None:
         with lock.storage_lock(self.id):
-            own = self.require(name).name
+            own = self.parse(name).name
+            try:
+                self.require(name)
+            except NotFound:
+                if own not in self.taken():
+                    raise
+                self._rbd("rm", "--no-progress", self._spec(own))  # a removal that was cut off has left the name
+                return
             if children := self._told("children", self._spec(own)):
-                child = children[0]
-                raise Refused(
-                    f"base volume '{self.id}:{name}' is still in use by linked clone '{child['pool']}/{child['image']}'"
-                )
+                child = "/".join(children[0][part] for part in ("pool", "pool_namespace", "image") if children[0][part])
+                raise Refused(f"base volume '{self.id}:{name}' is still in use by linked clone '{child}'")
             self._unused(name)
-            for row in self._told("snap", "ls", self._spec(own)):
-                if str(row["protected"]) == "true":
-                    self._rbd("snap", "unprotect", self._spec(own, row["name"]))
+            for row in self._kept(own):
+                self._unprotect(own, row)
             self._rbd("snap", "purge", "--no-progress", self._spec(own))
             self._rbd("rm", "--no-progress", self._spec(own))
+
+    def _kept(self, own: str) -> list[dict[str, Any]]:
+        """All snapshots of a volume, those of bases included, the oldest first."""
+        return sorted(self._told("snap", "ls", self._spec(own)), key=lambda row: int(row["id"]))
+
+    def _unprotect(self, own: str, row: dict[str, Any]) -> None:
+        if str(row["protected"]) == "true":
+            self._rbd("snap", "unprotect", self._spec(own, row["name"]))
 
     def resize(self, name: str, size: int) -> None:
         with lock.storage_lock(self.id):
@@ -222,8 +249,7 @@ class Rbd(FlatStorage):
     # Snapshots.
 
     def snapshots(self, name: str) -> list[Snapshot]:
-        own = self.require(name).name
-        rows = sorted(self._told("snap", "ls", self._spec(own)), key=lambda row: row["id"])
+        rows = self._kept(self.require(name).name)
         return [Snapshot(row["name"], _seconds(row["timestamp"])) for row in rows if row["name"] != BASE_SNAPSHOT]
 
     def snapshot(self, name: str, snapshot: str) -> None:
@@ -250,15 +276,21 @@ class Rbd(FlatStorage):
         with lock.storage_lock(self.id), contextlib.ExitStack() as undo:
             base = self.check_becomes_base(name)
             own = self._unused(name)
+            self._drop_unfinished(own)
             with task.uninterrupted():
-                self._rbd("rename", self._spec(own), self._spec(base))
-                undo.callback(self._rbd, "rename", self._spec(base), self._spec(own))
-            kept = {row["name"] for row in self._told("snap", "ls", self._spec(base))}
-            if BASE_SNAPSHOT not in kept:
-                self._rbd("snap", "create", "--no-progress", self._spec(base, BASE_SNAPSHOT))
-            self._rbd("snap", "protect", self._spec(base, BASE_SNAPSHOT))
+                self._rbd("snap", "create", "--no-progress", self._spec(own, BASE_SNAPSHOT))
+                undo.callback(self._drop_unfinished, own)
+            self._rbd("snap", "protect", self._spec(own, BASE_SNAPSHOT))
+            self._rbd("rename", self._spec(own), self._spec(base))  # the last step: from now on it is a base
             undo.pop_all()
         return self._full_name(self.require(base))
+
+    def _drop_unfinished(self, own: str) -> None:
+        """Remove what a cut power has left of the making of a base."""
+        for row in self._kept(own):
+            if row["name"] == BASE_SNAPSHOT:
+                self._unprotect(own, row)
+                self._rbd("snap", "rm", "--no-progress", self._spec(own, BASE_SNAPSHOT))
 
     def clone(self, name: str, vmid: int) -> str:
         parsed = self.check_is_base(name)
