@@ -33,7 +33,9 @@ class Cifs(MountedStorage):
                 )
         version = [] if options.smbversion == "default" else [f"vers={options.smbversion}"]
         source = f"//{self.host}/{options.share}{options.subdir or ''}"
-        return Wanted(point, source, "cifs", ("soft", *self._login(), *version, *self.words), self.creates)
+        # nobrl: as mandatory locks at the server, QEMU's locks would keep QEMU itself from writing
+        words = ("soft", "nobrl", *self._login(), *version, *self.words)
+        return Wanted(point, source, "cifs", words, self.creates)
 
     def _login(self) -> list[str]:
         """The words that say who logs in; the password stands in a file."""

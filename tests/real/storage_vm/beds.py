@@ -272,7 +272,14 @@ def cifs() -> Iterator[Bed]:
     with smb_server() as place:
         secrets.write(STORAGE, "cifs", {"password": SMB_PASSWORD})
         section = f"cifs: {STORAGE}\n\tserver 127.0.0.1\n\tshare data\n\tusername {SMB_USER}\n\tsmbversion 3\n"
-        yield Bed(section, foreign_file(place), thin=True)
+        foreign = foreign_file(place)
+
+        def of_user() -> tuple[str, Callable[[], bool]]:
+            made = foreign()
+            sh(f"chown -R {SMB_USER} {place}/images")
+            return made
+
+        yield Bed(section, of_user, thin=True)
 
 
 def krbd() -> contextlib.AbstractContextManager[Bed]:
