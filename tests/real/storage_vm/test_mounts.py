@@ -13,8 +13,9 @@ import pytest
 
 from pvetools.storage import definition, mounts, probe, secrets, servers, volumes
 from pvetools.system import log, paths
-from pvetools.system.errors import PveError
+from pvetools.system.errors import PveError, Refused
 from tests.real.storage_vm.beds import EXPORT, SMB_PASSWORD, SMB_USER, answers, nfs_server, sh, smb_server, unmount_from
+from tests.real.storage_vm.contract import holds, put
 
 MIB = 1 << 20
 NFS = {"server": "127.0.0.1", "export": EXPORT}
@@ -352,3 +353,40 @@ def test_a_frozen_samba_holds_nobody_up(shared: Path, cli: Callable[..., str]) -
     finally:
         sh("pkill -CONT smbd")
     assert state("one").active
+
+
+# Snapshots as files of their own, on both.
+
+
+def _chains(type_: str, raw: dict[str, str]) -> None:
+    definition.add("one", type_, {**raw, "snapshot-as-volume-chain": "1"})
+    volid = volumes.alloc("one", 100, 8 * MIB, format="qcow2")
+    try:
+        for number, name in enumerate(("first", "second"), 1):
+            put(volid, number)
+            volumes.snapshot(volid, name)
+        put(volid, 3)
+        folder = volumes.path(volid).parent
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "snap-first-vm-100-disk-0.qcow2", "snap-second-vm-100-disk-0.qcow2", "vm-100-disk-0.qcow2",
+        ]  # fmt: skip
+        with pytest.raises(Refused, match="remove the newer ones first: second"):
+            volumes.rollback(volid, "first")
+        volumes.rollback(volid, "second")
+        assert holds(volid, 2)
+        volumes.delete_snapshot(volid, "second")
+        assert holds(volid, 2)
+        volumes.rollback(volid, "first")
+        assert holds(volid, 1)
+        assert [found.volid for found in volumes.list_volumes("one")] == [volid]
+    finally:
+        volumes.free(volid)
+    assert not folder.exists()
+
+
+def test_chains_of_snapshots_on_nfs(exported: Path) -> None:
+    _chains("nfs", NFS)
+
+
+def test_chains_of_snapshots_on_cifs(shared: Path) -> None:
+    _chains("cifs", CIFS)
