@@ -189,7 +189,7 @@ def foreign_file(place: str) -> Callable[[], tuple[str, Callable[[], bool]]]:
     return foreign
 
 
-# Servers of files. The kernel's NFS server and Samba run already; each bed exports a file system on disk 3.
+# Servers of files. The kernel's NFS server and Samba run already; each bed exports a file system on a disk.
 
 EXPORT, SHARE = "/srv/nfs", "/srv/smb"
 SMB_USER, SMB_PASSWORD = "pve", "s3cret, pass=word"
@@ -225,7 +225,7 @@ def nfs_server() -> Iterator[str]:
 @contextlib.contextmanager
 def smb_server() -> Iterator[str]:
     """A share for a user with a password, and one for everybody; gives the folder of the first."""
-    with _file_system(SHARE) as place:
+    with _file_system(SHARE, 4) as place:
         Path("/etc/samba/smb.conf").write_text(SMB_CONF)
         sh(
             f"id {SMB_USER} || useradd -M {SMB_USER}\n"
