@@ -29,8 +29,8 @@ PACKAGES: dict[str, str] = {
     "ionice": "util-linux", "nsenter": "util-linux", "unshare": "util-linux", "virsh": "libvirt-clients",
     "ceph": "ceph-common", "rbd": "ceph-common",
     "zfs": "zfsutils-linux", "zpool": "zfsutils-linux", "ssh": "openssh-client",
-    "smartctl": "smartmontools", "sfdisk": "fdisk", "mkfs.xfs": "xfsprogs", "wipefs": "util-linux", "blkid": "util-linux",
-    "blockdev": "util-linux", "lsblk": "util-linux", "systemctl": "systemd", "vgremove": "lvm2",
+    "smartctl": "smartmontools", "sfdisk": "fdisk", "mkfs.xfs": "xfsprogs", "wipefs": "util-linux",
+    "blkid": "util-linux", "blockdev": "util-linux", "lsblk": "util-linux", "systemctl": "systemd", "vgremove": "lvm2",
     "sendmail": "postfix", "xz": "xz-utils", "fstrim": "util-linux", "sync": "coreutils",
 }  # fmt: skip
 KEPT_ENV = (
