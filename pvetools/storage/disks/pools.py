@@ -48,7 +48,6 @@ LEVELS = {
     "draid2": Level(4, parity=2, draid=True),
     "draid3": Level(5, parity=3, draid=True),
 }
-COMPRESSION = ("on", "off", "gzip", "lz4", "lzjb", "zle", "zstd")
 
 
 class Draid(NamedTuple):
