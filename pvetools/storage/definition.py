@@ -136,7 +136,7 @@ def check(name: str, type_: str, raw: Mapping[str, str]) -> StorageOptions:
     """Check all options of a storage that is to be defined, and report everything that is wrong.
 
     Raises:
-        ParamErrors: by option. Refused: an option without effect in this version.
+        ParamErrors: by option.
     """
     errors: dict[str, str] = {}
     try:
@@ -254,7 +254,7 @@ def _change(
     plain = {key: value if isinstance(value, str) else value[-1] for key, value in values.items()}
     options = check(name, section.type, plain)
     canonical, kind = options.texts(), _kind(section.type)
-    hidden = {key: canonical[key] for key in kind.sensitive & raw.keys()}
+    hidden = {key: canonical[key] for key in kind.sensitive & canonical.keys()}
     section.values = {
         key: canonical[key] if key in raw else value for key, value in values.items() if key not in kind.sensitive
     }

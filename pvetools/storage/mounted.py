@@ -76,9 +76,10 @@ class MountedStorage(ChainedStorage, ABC):
         self._ask()
         point = paths.run_dir() / f"verify-{self.id}"
         wanted = self.wanted(point)._replace(create=True)
+        mounts.clear(self.id, point)
         try:
             mounts.attach(self.id, wanted)
             os.statvfs(point)
         finally:
-            mounts.detach(self.id, wanted)
+            mounts.clear(self.id, point)
             mounts.drop(point)

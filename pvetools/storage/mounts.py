@@ -171,9 +171,24 @@ def detach(storage: str, wanted: Wanted) -> None:
         mount = at(wanted.point)
         if mount is None or not wanted.fits(mount):
             return
-        try:
-            run.run(["umount", str(wanted.point)], timeout=UMOUNT_TIMEOUT)
-        except PveError as error:
-            raise PveError(f"storage '{storage}': can't unmount '{wanted.point}': {_reason(error)}") from error
+        _unmount(storage, wanted.point)
         if wanted.point.parent == paths.mount_dir():
             drop(wanted.point)
+
+
+def clear(storage: str, point: Path) -> None:
+    """Unmount whatever is mounted at a place that is a storage's own.
+
+    Raises:
+        PveError: as ``detach``.
+    """
+    with _mounting(storage):
+        while at(point):
+            _unmount(storage, point)
+
+
+def _unmount(storage: str, point: Path) -> None:
+    try:
+        run.run(["umount", str(point)], timeout=UMOUNT_TIMEOUT)
+    except PveError as error:
+        raise PveError(f"storage '{storage}': can't unmount '{point}': {_reason(error)}") from error

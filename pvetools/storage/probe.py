@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
+from zlib import crc32
 
 from pvetools.storage import registry
 from pvetools.storage.definition import Definition
@@ -22,15 +23,23 @@ def ask(definitions: Iterable[Definition], question: Callable[[Driver], T], time
     """Ask the backend of each storage; gives the answers by storage, an error in place of one that is missing."""
     answers: dict[str, T | PveError] = {}
     questions: dict[str, Callable[[], T]] = {}
+    storages: dict[str, str] = {}
     for found in definitions:
         try:
-            questions[found.id] = _bound(question, registry.driver(found))
+            name = _name(found)
+            questions[name], storages[name] = _bound(question, registry.driver(found)), found.id
         except PveError as error:
             answers[found.id] = error
-    for name, answer in apart.ask({f"storage-{name}": call for name, call in questions.items()}, timeout).items():
-        storage = name.removeprefix("storage-")
+    for name, answer in apart.ask(questions, timeout).items():
+        storage = storages[name]
         answers[storage] = _sentence(storage, answer.error) if answer.error else answer.value
     return answers
+
+
+def _name(found: Definition) -> str:
+    """A name for questions to a storage: one that hangs says nothing about another definition with the same id."""
+    text = f"{found.type} {sorted(found.options.texts().items())}"
+    return f"storage-{found.id}-{crc32(text.encode('utf-8', 'surrogateescape')):08x}"
 
 
 def _bound(question: Callable[[Driver], T], driver: Driver) -> Callable[[], T]:
