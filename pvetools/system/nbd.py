@@ -226,6 +226,36 @@ def image(
     Raises:
         PveError: no such image, it is in use, or what was written could not be stored.
     """
+    words = ["-r" if read_only else "--discard=unmap", *options]
+    with _server(path, form, words) as (server, link, errors):
+        export = _connected(server, link, path, errors, known_zero=known_zero)
+        yield export
+        export.close()
+
+
+@contextlib.contextmanager
+def served(path: Path | str, form: str, options: Sequence[str] = ()) -> Iterator[str]:
+    """The same for another program, which gets the URL and may open it once, also for writing.
+
+    A program that is killed while it has an image open at a storage's server itself seems to go on for a while there;
+    this server lets go of it.
+
+    Raises:
+        As ``image``.
+    """
+    with _server(path, form, ["--discard=unmap", *options]) as (server, link, errors):
+        deadline = time.monotonic() + CONNECT_TIMEOUT
+        while not link.exists():
+            _check(server, path, errors)
+            if time.monotonic() > deadline:
+                raise PveError(f"the NBD server of '{path}' did not begin within {CONNECT_TIMEOUT:.0f} seconds")
+            time.sleep(0.005)
+        yield f"nbd+unix:///?socket={link}"
+
+
+@contextlib.contextmanager
+def _server(path: Path | str, form: str, words: Sequence[str]) -> Iterator[tuple[Process, Path, IO[bytes]]]:
+    """A qemu-nbd with its socket and what it says; it ends after its client, or with the block."""
     import tempfile
 
     from pvetools.system.run import DEVNULL, end_group, popen
@@ -234,18 +264,11 @@ def image(
         raise PveError(f"no such image '{path}'")
     with tempfile.TemporaryDirectory(prefix="pvetools-nbd-") as folder, tempfile.TemporaryFile() as errors:
         link = Path(folder) / "nbd"
-        words = ["-r" if read_only else "--discard=unmap", *options, "-f", form]
-        server = popen(
-            ["qemu-nbd", *words, "-k", link, path.absolute() if isinstance(path, Path) else path],
-            stdout=DEVNULL,
-            stderr=errors,
-            env=_KEEP_MEMORY,
-            tied=True,
-        )
+        place = path.absolute() if isinstance(path, Path) else path
+        argv = ["qemu-nbd", *words, "-f", form, "-k", link, place]
+        server = popen(argv, stdout=DEVNULL, stderr=errors, env=_KEEP_MEMORY, tied=True)
         try:
-            export = _connected(server, link, path, errors, known_zero=known_zero)
-            yield export
-            export.close()
+            yield server, link, errors
             _await_end(server, path, errors)
         finally:
             if server.poll() is None:

@@ -48,9 +48,17 @@ def convert(source: Image, target: Source) -> None:
     Raises:
         RunError: with the words of qemu-img.
     """
-    options = dict.fromkeys((*source.options, *target.options))
-    words = ["qemu-img", "convert", "-p", "-n", *options, "-f", source.format, "-O", target.format]
-    words += [source.image, target.image]
+    if target.kind == "network":
+        from pvetools.system import nbd
+
+        with nbd.served(target.image, target.format, target.options) as url:
+            _convert(source, url, "raw")
+    else:
+        _convert(source, target.image, target.format)
+
+
+def _convert(source: Image, target: str, form: str) -> None:
+    words = ["qemu-img", "convert", "-p", "-n", *source.options, "-f", source.format, "-O", form, source.image, target]
     process = run.popen(words, stdout=run.PIPE, stderr=run.PIPE, tied=True)
     try:
         _show_progress(process, source.size)

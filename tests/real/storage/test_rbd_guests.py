@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,3 +168,25 @@ def test_a_cluster_that_is_not_there_is_told_in_time(root: Root) -> None:
     assert said.status != 0
     assert "storage 'gone'" in said.stderr
     assert not (root / "etc/pve/storage.cfg").exists() or "gone" not in (root / "etc/pve/storage.cfg").read_text()
+
+
+def test_an_interrupted_import_leaves_no_image(stored: Root, cluster: Cluster, tmp_path: Path) -> None:
+    """What was written to it may still be in use at the cluster when its maker is gone; here it is not."""
+    big = tmp_path / "big.raw"
+    with big.open("wb") as file:
+        for _ in range(300):
+            file.write(os.urandom(MIB))
+    stored.cli("qm", "create", 100, *SMALL, ok=True)
+    with stored.spawn(
+        "qm", "disk", "import", 100, big, "ceph", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as job:
+        assert job.stdout
+        for line in job.stdout:
+            if re.search(rb"\([1-9][\d.]*%\)", line):
+                break
+        job.send_signal(signal.SIGTERM)
+        said, _ = job.communicate(timeout=60)
+    assert b"interrupted by signal" in said
+    assert images(cluster) == []
+    stored.cli("qm", "disk", "import", 100, big, "ceph", ok=True)
+    assert sha256(url(cluster, "vm-100-disk-0"), tmp_path) == sha256(str(big), tmp_path)
