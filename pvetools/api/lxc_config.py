@@ -65,7 +65,8 @@ def vm_create(params: CreateParams) -> None:
     keys = create.ssh_keys(params.ssh_public_keys or "")
     fill = create.from_template(params.ostemplate, ignore_errors=params.ignore_unpack_errors)
     access = create.Access(params.password or "", keys)
-    create.create(params.vmid, params, fill, storage=params.storage, access=access)
+    usual = create.image_options(params.ostemplate)
+    create.create(params.vmid, params, fill, storage=params.storage, access=access, usual=usual)
     if params.start:
         lifecycle.start(params.vmid)
 
@@ -174,7 +175,7 @@ class ResizeParams(GuestParams, DigestParam):
 @method("PUT", "/nodes/{node}/lxc/{vmid}/resize", ResizeParams, permission=("/vms/{vmid}", "VM.Config.Disk"),
         task="resize")  # fmt: skip
 def vm_resize(params: ResizeParams) -> None:
-    """Grow a volume of a stopped container, with its file system."""
+    """Grow a volume with its file system, of a running container where the storage can do that."""
     from pvetools.guest.lxc import resize
 
     resize.resize(params.vmid, params.disk, params.size, params.digest)

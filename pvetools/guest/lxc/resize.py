@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import struct
+from pathlib import Path
+
 from pvetools.config import guest as config
-from pvetools.guest.lxc import kind
+from pvetools.guest.lxc import hosting, kind, runtime
+from pvetools.storage import blockdev
 from pvetools.system import lock, run
 from pvetools.system.errors import ParamErrors, PveError, Refused
 from pvetools.system.units import parse_size
 
+_EXT4_RESIZE = 0x40086610  # takes the new number of blocks
+
 
 def resize(vmid: int, disk: str, size: str, digest: str = "") -> None:
-    """Grow a volume of a stopped container.
+    """Grow a volume, of a running container where the storage can do that.
 
     Args:
         vmid: the container.
@@ -19,7 +27,8 @@ def resize(vmid: int, disk: str, size: str, digest: str = "") -> None:
         digest: of the configuration that the caller saw.
 
     Raises:
-        Refused: it runs, or the volume has no size of its own. ParamErrors: not larger. Locked, NotFound.
+        Refused: it runs and its storage can't do that, or the volume has no size of its own. ParamErrors: not larger.
+        Locked, NotFound.
     """
     from pvetools.storage import volumes
 
@@ -30,14 +39,17 @@ def resize(vmid: int, disk: str, size: str, digest: str = "") -> None:
         volid = kind.volumes_of(current.current).get(disk)
         if volid is None:
             raise ParamErrors({"disk": f"container {vmid} has no volume '{disk}'"})
-        if kind.LXC.is_running(vmid):
-            raise Refused(f"CT {vmid} is running: volumes of running containers cannot be resized yet")
+        running = kind.LXC.is_running(vmid)
+        if running and not volumes.can(volid, "online_resize"):
+            raise Refused(f"CT {vmid} is running, and its storage can't resize volume '{volid}' while it is used")
         source = volumes.mountable(volid)
         if source.kind == "folder" and not volumes.can(volid, "resize"):
             raise Refused(f"volume '{volid}' is a plain directory and has no size of its own")
         wanted = _wanted(size, volumes.info(volid).size)
         volumes.resize(volid, wanted)
-        if source.kind != "folder":
+        if source.kind != "folder" and running:
+            _grow_mounted(volumes.mountable(volid).path, _inside(vmid, current, disk))
+        elif source.kind != "folder":
             _grow_filesystem(str(volumes.mountable(volid).path))
         current.current[disk] = kind.with_size(current.current[disk], volumes.info(volid).size)
         config.save(current)
@@ -55,3 +67,29 @@ def _grow_filesystem(path: str) -> None:
     if checked.code > 1:  # 1: errors were corrected
         raise PveError(f"the file system on '{path}' is damaged: {checked.stdout.strip() or checked.stderr.strip()}")
     run.run(["resize2fs", path])
+
+
+def _inside(vmid: int, current: config.GuestConfig, disk: str) -> Path:
+    """A volume's place in a running container, as the host reaches it."""
+    wanted = hosting.options(vmid, current.current)
+    target = "/" if disk == "rootfs" else wanted.mp[int(disk.removeprefix("mp"))].mp
+    return Path(f"/proc/{runtime.init_pid(vmid)}/root", target.lstrip("/"))
+
+
+def _grow_mounted(device: Path, where: Path) -> None:
+    """Let the kernel grow the file system of a device that is mounted in a container, which may have moved its folders.
+
+    Raises:
+        PveError: something else is mounted there, or the file system does not grow.
+    """
+    try:
+        fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_dev != device.stat().st_rdev:
+                raise PveError(f"'{device}' has grown, but its file system has not: it is not mounted at '{where}'")
+            blocks = blockdev.size(device) // os.fstatvfs(fd).f_frsize
+            fcntl.ioctl(fd, _EXT4_RESIZE, struct.pack("=Q", blocks))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise PveError(f"'{device}' has grown, but its file system has not: {error.strerror}") from None

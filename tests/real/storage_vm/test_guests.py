@@ -135,6 +135,11 @@ def inside(vmid: int, command: str) -> str:
     return sh(f"lxc-attach -P {paths.lxc_dir()} -n {vmid} -- /bin/sh -c '{command}'")
 
 
+def size_inside(vmid: int) -> int:
+    """KiB of a container's root file system."""
+    return int(inside(vmid, "df -k / | tail -1").split()[1])
+
+
 FILL = (
     "dd if=/dev/urandom of=/root/data bs=64k count=40 2>/dev/null; ln -s data /root/link; chown 33:44 /root/data; sync"
 )
@@ -159,11 +164,16 @@ def test_a_container_lives_on_every_storage(store: str) -> None:
     assert call("get", "/lxc/101/status/current")["status"] == "running"
     with pytest.raises(Refused, match="in use"):
         volumes.free(volid)
-    before = int(inside(101, "df -k / | tail -1").split()[1])
+    before = size_inside(101)
+    if volumes.can(volid, "online_resize"):
+        call("set", "/lxc/101/resize", disk="rootfs", size="+128M")
+        assert size_inside(101) > before + 100 * 1024
+    else:
+        assert "is running" in refused("set", "/lxc/101/resize", disk="rootfs", size="+128M")
     call("create", "/lxc/101/status/stop")
     call("set", "/lxc/101/resize", disk="rootfs", size="+128M")
     call("create", "/lxc/101/status/start")
-    assert int(inside(101, "df -k / | tail -1").split()[1]) > before + 100 * 1024
+    assert size_inside(101) > before + 100 * 1024
     assert inside(101, LOOK) == holds
     call("create", "/lxc/101/status/stop")
 
