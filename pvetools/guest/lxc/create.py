@@ -6,14 +6,14 @@ import ctypes
 import re
 import secrets
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from pvetools.config.guest import GuestConfig
 from pvetools.guest.common import create as common
-from pvetools.guest.lxc import hosting, idmap, kind, mounts, unpack
+from pvetools.guest.lxc import hosting, idmap, kind, mounts, ociimage, unpack
 from pvetools.guest.lxc.idmap import IdMap
 from pvetools.guest.lxc.setup import family
 from pvetools.guest.lxc.tree import GuestTree
@@ -42,6 +42,7 @@ def create(
     storage: str = "local",
     raw: list[tuple[str, str]] | None = None,
     access: Access | None = None,
+    usual: Mapping[str, str] | None = None,
 ) -> GuestConfig:
     """Make a container and fill its root; nothing stays when that fails.
 
@@ -52,6 +53,7 @@ def create(
         storage: where the root goes when ``rootfs`` is not given.
         raw: raw ``lxc.*`` lines.
         access: write the guest's own files with that; None leaves them as they were unpacked (restore).
+        usual: options that the template asks for, where they are not given.
 
     Raises:
         Exists: the id is in use. ParamErrors: options that do not fit together. PveError: what failed.
@@ -61,7 +63,7 @@ def create(
     given["net"] = kind.with_addresses(options.net, {})
     given.pop("rootfs", None)
     wanted = LxcOptions(rootfs=rootfs, **given)  # the root is made first
-    defaults = {"hostname": f"CT{vmid}", "unprivileged": "1"} if access is not None else {}
+    defaults = {"hostname": f"CT{vmid}", "unprivileged": "1", **(usual or {})} if access is not None else {}
     section = {**defaults, **wanted.texts()}
     idmap.check_host(idmap.of(section, raw or ()))
     mounts.check_reachable(vmid, idmap.of(section, raw or ()))
@@ -90,7 +92,7 @@ def _find_out(draft: GuestConfig, root: Path, ids: IdMap) -> None:
         if "ostype" not in draft.current:
             draft.current["ostype"] = family.detect(tree)
             if draft.current["ostype"] == "unmanaged":
-                if arch is None:
+                if arch is None and "entrypoint" not in draft.current:
                     raise PveError("the template holds no root file system: neither a known distribution nor a shell")
                 log.warn("no known distribution in the template: its files are left alone (ostype: unmanaged)")
 
@@ -106,13 +108,27 @@ def from_template(ostemplate: str, *, ignore_errors: bool = False) -> Fill:
         ParamErrors: not a template. NotFound: it is not there. PveError: not a tar archive.
     """
     archive = _archive(ostemplate)
-    unpack.compression(archive)
+    unpacker = ociimage.unpack if _is_image(archive) else unpack.unpack
 
     def fill(root: Path, ids: IdMap) -> None:
         log.emit(f"extracting '{archive.name}'")
-        unpack.unpack(archive, root, ids, ignore_errors=ignore_errors)
+        unpacker(archive, root, ids, ignore_errors=ignore_errors)
 
     return fill
+
+
+def _is_image(archive: Path) -> bool:
+    return unpack.compression(archive) == "" and ociimage.is_image(archive)
+
+
+def image_options(ostemplate: str) -> dict[str, str]:
+    """Options that a template asks for itself: program and environment of an image from an OCI registry.
+
+    Raises:
+        As ``from_template``.
+    """
+    archive = _archive(ostemplate)
+    return ociimage.options(archive) if _is_image(archive) else {}
 
 
 def _archive(ostemplate: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from pvetools.guest.lxc.mounts import Source
 from pvetools.network import bridges, firewall, veth
 from pvetools.options.lxc import LxcOptions, PassedDevice
 from pvetools.system import files, lock, log, task
-from pvetools.system.errors import PveError, Refused
+from pvetools.system.errors import ParamErrors, PveError, Refused
 
 # A signal that comes before init listens is lost: it is sent again after so many seconds.
 ASK_AGAIN = (3.0, 10.0, 20.0, 40.0, 80.0)
@@ -139,11 +140,23 @@ def _launch(plan: _Plan) -> None:
             files.write_atomic(lxc_config.seccomp_file(ct.vmid, host), hosting.seccomp_rules())
         files.write_atomic(lxc_config.folder(ct.vmid, host) / "config", lxc_config.text(ct, host))
         try:
-            runtime.start(ct.vmid)
+            runtime.start(ct.vmid, _program(ct.options))
         except PveError:
             if ct.options.debug:
                 log.emit((files.read_text(runtime.log_file(ct.vmid)) or "").rstrip("\n"))
             raise
+
+
+def _program(options: LxcOptions) -> list[str]:
+    """Words of the program that is started first, when it is not the usual one; quotes keep blanks together.
+
+    Raises:
+        ParamErrors: a quote without its counterpart.
+    """
+    try:
+        return shlex.split(options.entrypoint) if "entrypoint" in options.given else []
+    except ValueError as error:
+        raise ParamErrors({"entrypoint": f"{error}: '{options.entrypoint}'"}) from None
 
 
 def kill(vmid: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,13 @@ def log_file(vmid: int) -> Path:
     return log_folder() / f"{vmid}.log"
 
 
-def start(vmid: int) -> None:
+def start(vmid: int, program: Sequence[str] = ()) -> None:
     """Start a container from its written configuration; its monitor stays in this process's mount namespace.
+
+    Args:
+        vmid: its id.
+        program: words of what is started first, where the configuration names a program: LXC itself would split
+            them at every blank, quotes or not.
 
     Raises:
         PveError: with LXC's own words.
@@ -36,7 +41,8 @@ def start(vmid: int) -> None:
     log_file(vmid).unlink(missing_ok=True)
     container = _container(vmid)
     # the monitor must not keep our locks
-    if not _in_child(lambda: bool(container.start(daemonize=True, close_fds=True))):
+    more = {"cmd": tuple(program)} if program else {}
+    if not _in_child(lambda: bool(container.start(daemonize=True, close_fds=True, **more))):
         raise PveError(f"CT {vmid} did not start: {said(vmid)}")
 
 
