@@ -1,0 +1,82 @@
+"""Images of Ceph as block devices of the kernel: for containers on any RBD storage, and for everything with krbd."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pvetools.storage import blockdev, secrets, volumes
+from pvetools.system import paths
+from pvetools.system.errors import Refused
+from tests.real.ceph import Cluster
+from tests.real.storage_vm import cephs
+from tests.real.storage_vm.beds import STORAGE, sh
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def vms(module_root: Path) -> Cluster:
+    made = cephs.cluster()
+    secrets.write(STORAGE, "rbd", {"keyring": made.keyring(cephs.USER).read_text()})
+    return made
+
+
+@pytest.fixture
+def volid(vms: Cluster) -> Iterator[str]:
+    """A volume on a storage without krbd."""
+    paths.storage_config().write_text(cephs.section("content images,rootdir"))
+    made = volumes.alloc(STORAGE, 100, 32 * MIB)
+    yield made
+    volumes.free(made, missing_ok=True)
+    assert mapped() == []
+    paths.storage_config().unlink()
+
+
+def mapped() -> list[str]:
+    """Images that the kernel has."""
+    return [path.read_text().strip() for path in Path("/sys/bus/rbd/devices").glob("*/name")]
+
+
+def test_what_is_mounted_is_mapped_and_goes_when_nobody_uses_it(volid: str) -> None:
+    assert volumes.source(volid).kind == "network"
+    assert mapped() == []
+    found = volumes.mountable(volid)
+    assert (found.kind, str(found.path)) == ("block", "/dev/rbd/vms/vm-100-disk-0")
+    assert volumes.mountable(volid) == found
+    assert mapped() == ["vm-100-disk-0"]
+    sh(f"mkfs.ext4 -q {found.path}; mkdir -p /mnt/krbd; mount {found.path} /mnt/krbd; echo kept > /mnt/krbd/note")
+    with pytest.raises(Refused, match="is in use by the mount '/mnt/krbd'"):
+        volumes.free(volid)
+    volumes.snapshot(volid, "first")
+    volumes.resize(volid, 64 * MIB)
+    assert blockdev.size(found.path) == 64 * MIB
+    sh(f"resize2fs {found.path}; echo later > /mnt/krbd/note; umount /mnt/krbd")
+    volumes.rollback(volid, "first")
+    assert mapped() == []
+    found = volumes.mountable(volid)
+    sh(f"e2fsck -fp {found.path} || test $? = 1; mount {found.path} /mnt/krbd")
+    note = Path("/mnt/krbd/note").read_text()
+    sh("umount /mnt/krbd")
+    assert note == "kept\n" or note == ""  # a snapshot of what was mounted is as if the power had been cut
+    volumes.free(volid)
+    assert mapped() == []
+    assert not found.path.exists()
+
+
+def test_the_same_name_elsewhere_is_another_image(vms: Cluster, volid: str) -> None:
+    outside = volumes.mountable(volid).path
+    vms.run("rbd", "namespace", "create", "vms/inner")
+    paths.storage_config().write_text(cephs.section("content images,rootdir", "namespace inner", "krbd 1"))
+    inside = volumes.alloc(STORAGE, 100, 16 * MIB)
+    assert inside == volid
+    found = volumes.source(inside)
+    assert (found.kind, str(found.path)) == ("block", "/dev/rbd/vms/inner/vm-100-disk-0")
+    assert os.path.realpath(found.path) != os.path.realpath(outside)
+    assert (blockdev.size(found.path), blockdev.size(outside)) == (16 * MIB, 32 * MIB)
+    volumes.free(inside)
+    assert outside.exists()
+    paths.storage_config().write_text(cephs.section("content images,rootdir"))
