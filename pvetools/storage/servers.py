@@ -24,15 +24,15 @@ _SMB2_DIALECTS = (0x0202, 0x0210, 0x0300, 0x0302)
 
 
 class _Talk:
-    """One connection whose every step has to be over by the same time."""
+    """One connection; the whole exchange has to be over by the same time."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
-        self.deadline = time.monotonic() + TIMEOUT
         try:
             self.socket = socket.create_connection((host, port), TIMEOUT)
         except OSError as error:
             self.fail(error)
+        self.deadline = time.monotonic() + TIMEOUT
 
     def exchange(self, data: bytes) -> bytes:
         """Send a message with its length before it; gives the reply without that."""

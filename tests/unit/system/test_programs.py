@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,23 @@ def test_file_descriptors_are_passed_on_request() -> None:
     os.close(write)
     assert run.run(["cat", f"/proc/self/fd/{read}"], pass_fds=[read]).stdout == "hello"
     os.close(read)
+
+
+def test_a_program_that_takes_too_long_goes_with_its_helpers(tmp_path: Path) -> None:
+    """Such as ``mount``, which lets another program do the work."""
+    note = tmp_path / "helper"
+    start = time.monotonic()
+    with pytest.raises(PveError, match=r"command 'sh' did not end within 0\.5 seconds"):
+        run.run(["sh", "-c", f"sleep 60 & echo $! >{note}; wait"], timeout=0.5)
+    assert time.monotonic() - start < 5
+    deadline = time.monotonic() + 5
+    while (state := _state(int(note.read_text()))) not in ("", "Z"):
+        assert time.monotonic() < deadline, f"the helper is in state {state} after 5 s"
+        time.sleep(0.01)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
