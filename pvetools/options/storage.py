@@ -72,7 +72,9 @@ class StorageOptions(Record):
     )
 
     # Of directories.
-    path: str | None = field(formats.storage_path, "Directory of the storage.")
+    path: str | None = field(
+        formats.storage_path, "Directory of the storage.", note="/mnt/pve/STORAGE for storages of servers"
+    )
     mkdir: bool = field(boolean, "Create the directories; use the next two options instead.", default=True)
     create_base_path: bool = field(
         boolean, "Create the directory when it is missing.", name="create-base-path", default=True
