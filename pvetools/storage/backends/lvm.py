@@ -21,7 +21,7 @@ from pvetools.system.units import MIB
 
 _NAME = re.compile(r"vm-[1-9]\d{0,9}-[a-zA-Z0-9][a-zA-Z0-9_.+-]{0,99}", re.ASCII)
 _RAW, _CHAINS = frozenset({"raw"}), frozenset({"qcow2"})
-_PLAIN = Capabilities(files=False, alloc=_RAW, resize=_RAW, online_resize=_RAW, io_uring="direct")
+_PLAIN = Capabilities(files=False, alloc=_RAW, resize=_RAW, online_resize=_RAW, io_uring="never")
 _WITH_CHAINS = _PLAIN._replace(alloc=_RAW | _CHAINS, resize=_RAW | _CHAINS, snapshot=_CHAINS, rollback_to_newest=True)
 _TAG = re.compile(r"pve-vm-\d+", re.ASCII)
 _KINDS = "-oCrRmM"  # ordinary ones, also cached, mirrored or snapshotted by hand; nothing thin
