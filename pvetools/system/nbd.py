@@ -294,7 +294,10 @@ def _check(server: Process, path: Path | str, errors: IO[bytes]) -> None:
         return
     from pvetools.system.compress import last_words
 
-    raise PveError(f"cannot serve '{path}': {last_words(errors) or f'qemu-nbd ended with status {code}'}")
+    words = last_words(errors) or f"qemu-nbd ended with status {code}"
+    if "Unknown protocol" in words or "Unknown driver" in words:
+        words += "; install it with: apt install qemu-block-extra"
+    raise PveError(f"cannot serve '{path}': {words}")
 
 
 def _await_end(server: Process, path: Path | str, errors: IO[bytes]) -> None:

@@ -114,6 +114,8 @@ def _explained(error: libvirt.libvirtError) -> str:
     words = _words(error)
     if "does not support machine type" in words:
         return f"{words} (a machine type of a newer QEMU? set machine to pc or q35)"
+    if "Unknown driver" in words:
+        return f"{words} (install it with: apt install qemu-block-extra)"
     if "CPU tuning is not available" in words or "CPU controller is not mounted" in words:
         return f"{words}: cpuunits and cpulimit need the cpu control group in libvirt"
     return words
