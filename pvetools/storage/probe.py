@@ -50,6 +50,16 @@ def _sentence(storage: str, error: str) -> PveError:
     return PveError(error if storage in error else f"storage '{storage}': {error}")
 
 
+def refuse_hanging(found: Definition) -> None:
+    """Refuse a storage in which a process hangs that asked it: whoever touches it would hang as well.
+
+    Raises:
+        PveError: there is one.
+    """
+    if pid := apart.hanging(_name(found)):
+        raise PveError(f"storage '{found.id}' does not answer: process {pid} hangs in it since an earlier time")
+
+
 def space(driver: Driver) -> Space:
     """The question for size and free space; it activates the storage."""
     driver.activate()

@@ -55,6 +55,7 @@ def usable(storage: str, content: str = "") -> Driver:
         allowed = ", ".join(sorted(found.content)) or "nothing"
         raise Refused(f"storage '{storage}' does not support content type '{content}', only: {allowed}")
     driver = registry.driver(found)
+    probe.refuse_hanging(found)
     driver.activate()
     return driver
 
@@ -233,8 +234,12 @@ def guest(volid: str) -> Guest:
 
 
 @contextlib.contextmanager
-def importable(volid: str) -> Iterator[Source]:
+def importable(volid: str, working: str = "") -> Iterator[Source]:
     """A disk of content type ``import`` in the reach of QEMU's tools, as long as the block lasts.
+
+    Args:
+        volid: the disk.
+        working: storage of files for what has to be unpacked; default: the disk's own.
 
     Raises:
         NotFound. Refused: it is no disk. PveError: it can't be unpacked or fetched. As ``usable``.
@@ -242,7 +247,7 @@ def importable(volid: str) -> Iterator[Source]:
     driver, name = ready(volid)
     if not isinstance(driver, ImportSource):
         raise Refused(f"storage '{driver.definition.id}' holds no disks to import")
-    with driver.importable(name) as found:
+    with driver.importable(name, content_dir(working, "images") if working else None) as found:
         yield found
 
 

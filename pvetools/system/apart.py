@@ -51,10 +51,8 @@ def ask(questions: Mapping[str, Callable[[], Any]], timeout: float) -> dict[str,
     with selectors.DefaultSelector() as waiting:
         try:
             for name, question in questions.items():
-                if hanging := _hanging(name):
-                    answers[name] = Answer(
-                        error=f"it does not answer: process {hanging} hangs in it since an earlier time"
-                    )
+                if pid := hanging(name):
+                    answers[name] = Answer(error=f"it does not answer: process {pid} hangs in it since an earlier time")
                 else:
                     _start(name, question, waiting)
             _collect(waiting, time.monotonic() + timeout, answers)
@@ -168,7 +166,7 @@ def _note(name: str) -> Path:
     return paths.run_dir() / f"hanging-{name}"
 
 
-def _hanging(name: str) -> int:
+def hanging(name: str) -> int:
     """Process that still hangs with this question; 0: none."""
     text = files.read_text(_note(name))
     if text is None:
