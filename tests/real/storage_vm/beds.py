@@ -308,7 +308,7 @@ CASES = [
     ("btrfs", "raw"), ("btrfs", "subvol"),
     ("cifs", "raw"), ("cifs", "qcow2"), ("cifs", "vmdk"),
     ("dir", "raw"), ("dir", "qcow2"), ("dir", "subvol"), ("dir", "vmdk"),
-    ("lvm", "raw"), ("lvmchain", "raw"), ("lvmchain", "qcow2"), ("lvmthin", "raw"),
+    ("lvm", "raw"), ("lvmchain", "qcow2"), ("lvmthin", "raw"),
     ("nfs3", "raw"), ("nfs3", "qcow2"), ("nfs4", "raw"), ("nfs4", "qcow2"), ("nfs4", "vmdk"), ("nfs4", "subvol"),
     ("rbd", "raw"), ("zfs", "raw"), ("zfspool", "raw"), ("zfspool", "subvol"),
 ]  # fmt: skip
