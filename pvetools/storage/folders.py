@@ -90,6 +90,10 @@ class FolderStorage:
                 for content in self.definition.content - {"rootdir"}:
                     self.directory(content).mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if error.filename and Path(error.filename) not in (path, *path.parents):
+                raise PveError(
+                    f"unable to activate storage '{self.id}' - can't make '{error.filename}': {error.strerror}"
+                ) from None
             why = f" ({error.strerror})" if error.strerror else ""
             raise PveError(
                 f"unable to activate storage '{self.id}' - directory '{path}' does not exist or is unreachable{why}"
@@ -458,18 +462,18 @@ class FolderStorage:
         raise Refused(f"volume '{self.id}:{name}' describes no guest: an OVA archive or an OVF descriptor is expected")
 
     @contextlib.contextmanager
-    def importable(self, name: str) -> Iterator[Source]:
+    def importable(self, name: str, folder: Path | None = None) -> Iterator[Source]:
         from pvetools.storage import incoming, ova
 
-        parsed, folder = self.parse(name), self.directory("import")
+        parsed, home = self.parse(name), self.directory("import")
         archive, slash, disk = parsed.name.partition("/")
         if parsed.format in ("ova", "ovf"):
             raise Refused(f"volume '{self.id}:{name}' is no disk; name one of its disks, as import-metadata shows them")
         if not slash:
             yield self.source(name)
             return
-        with incoming.part(folder) as temporary:
-            ova.extract(folder / archive, disk, temporary)
+        with incoming.part(folder or home) as temporary:
+            ova.extract(home / archive, disk, temporary)
             yield Source("file", temporary, parsed.format.removeprefix("ova+"))
 
     # Attributes.

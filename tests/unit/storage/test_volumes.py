@@ -203,6 +203,14 @@ def test_storages_that_may_not_be_used_say_why(root: Path, option: str, sentence
     assert not list(root.glob("s/images/*"))
 
 
+def test_a_directory_that_cannot_be_made_is_named(root: Path) -> None:
+    configure(f"dir: ss\n\tpath {root}/ss\n\tcontent iso\n")
+    (root / "ss").mkdir()
+    (root / "ss/template").write_text("")
+    with pytest.raises(PveError, match=r"unable to activate storage 'ss' - can't make '.*/ss/template/iso': Not a"):
+        volumes.list_volumes("ss")
+
+
 def test_unknown_storages_and_types_are_named(root: Path) -> None:
     configure("pbs: far\n\tdatastore main\n\tserver 10.0.0.1\n\tcontent images\n\nfancy: ff\n\tpath /f\n")
     with pytest.raises(NotFound, match="storage 'nope' does not exist"):
