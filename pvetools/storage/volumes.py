@@ -347,6 +347,9 @@ def free(volid: str, *, missing_ok: bool = False) -> None:
         NotFound: no such volume. Refused: it is protected, in use, or others lie on it. As ``usable``.
     """
     driver, name = ready(volid)
+    for other in definition.every()[0].values():
+        if other.options.base == volid:
+            raise Refused(f"volume '{volid}' is in use: the volume group of storage '{other.id}' lies on it")
     try:
         driver.free(name)
     except NotFound:
