@@ -18,6 +18,7 @@ from pathlib import Path
 WANTED = ("cpuset", "cpu", "io", "memory", "pids")
 # LXC leaves a process 1 in a group of this name out of the paths that it makes for containers.
 INIT_GROUP = "init.scope"
+_YOUNG = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -165,22 +166,19 @@ def stale(prefix: str) -> Groups:
             for name in names:
                 pid = name.removeprefix(prefix)
                 group = Path(directory) / name
-                if (
-                    name.startswith(prefix)
-                    and pid.isdigit()
-                    and not Path("/proc", pid).exists()
-                    and not _peopled(group)
-                ):
+                if name.startswith(prefix) and pid.isdigit() and not Path("/proc", pid).exists() and _abandoned(group):
                     found.paths.append(group)
     return found
 
 
-def _peopled(group: Path) -> bool:
-    """Whether a process lives in a group or below."""
+def _abandoned(group: Path) -> bool:
+    """Whether no process lives in a group or below, and it is not one that somebody is about to enter."""
     for directory, _, _ in os.walk(group):
         with contextlib.suppress(OSError):
             if Path(directory, "cgroup.procs").read_text().strip():
-                return True
+                return False
+    with contextlib.suppress(OSError):
+        return time.time() - group.stat().st_ctime > _YOUNG
     return False
 
 

@@ -67,6 +67,9 @@ def watchdog(build: Build) -> None:
     action = found.action or "reset"
     if action == "debug":
         raise refuse("watchdog", "action=debug", "choose reset, shutdown, poweroff, pause or none")
+    if found.model == "ib700" and build.q35:  # libvirt 11 refuses it there, though the machine has its bus
+        build.arguments.extend(["-device", "ib700,id=watchdog", "-action", f"watchdog={action}"])
+        return
     device = build.devices.add("watchdog", model=found.model, action=action)
     if found.model == "i6300esb":
         pci.place(device, "watchdog", q35=build.q35)
