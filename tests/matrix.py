@@ -97,8 +97,8 @@ def inside(tree: Path, command: Sequence[str]) -> None:
 
 def enter(tree: Path, command: Sequence[str], log: Path) -> tuple[int, str]:
     """Run a command in a root; its output goes to the screen and to the log. Status and output."""
-    argv = ["unshare", "--fork", "--pid", "--mount", "--kill-child=KILL", "--", sys.executable, "-m", "tests.matrix",
-            "--inside", str(tree), "--", *command]  # fmt: skip
+    argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--pid", "--mount", "--kill-child=KILL", "--",
+            sys.executable, "-m", "tests.matrix", "--inside", str(tree), "--", *command]  # fmt: skip
     lines = []
     with log.open("a") as copy, subprocess.Popen(
         argv, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
