@@ -49,8 +49,9 @@ class CreateParams(QemuOptions, GuestParams):
         task=lambda p: "qmrestore" if p.archive else "qmcreate")  # fmt: skip
 def create_vm(p: CreateParams) -> None:
     """Make a virtual machine, or restore one from a backup."""
-    refuse(p, "live-restore", "pool", "ha-managed", "import-working-storage")
+    refuse(p, "live-restore", "pool", "ha-managed")
     if p.archive:
+        refuse(p, "import-working-storage")
         _restore(p, p.archive)
         return
     refuse(p, "storage", "bwlimit")
@@ -136,7 +137,7 @@ class ChangeLaterParams(ChangeParams):
 @method("POST", f"{_GUEST}/config", ChangeLaterParams, permission=_CHANGE, task="qmconfig")
 def update_vm_async(p: ChangeLaterParams) -> None:
     """Change options of a virtual machine in a task, for changes that copy data."""
-    refuse(p, "background_delay", "import-working-storage")
+    refuse(p, "background_delay")
     update_vm.handler(p)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from pvetools.storage.driver import Source
@@ -82,8 +83,11 @@ class ImportSource(Protocol):
             PveError: it describes none, or is damaged.
         """
 
-    def importable(self, name: str) -> AbstractContextManager[Source]:
-        """A disk in the reach of QEMU's tools while the block lasts; it reads nothing else of the host."""
+    def importable(self, name: str, folder: Path | None = None) -> AbstractContextManager[Source]:
+        """A disk in the reach of QEMU's tools while the block lasts; it reads nothing else of the host.
+
+        What has to be unpacked for that goes into a folder, or into one of the storage itself.
+        """
 
 
 def as_data(guest: Guest, storage: str, type_: str) -> Mapping[str, object]:

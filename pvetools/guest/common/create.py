@@ -49,7 +49,8 @@ def create(
             draft = config.create(kind.name, vmid, {**section, "lock": "create"}, lxc)
             undo.callback(config.remove, kind.name, vmid)
         for key, value in disks.items():
-            draft.current[key] = kind.make_volume(Making(vmid, key, value, draft.current, undo))
+            making = Making(vmid, key, value, draft.current, undo, options.given)
+            draft.current[key] = kind.make_volume(making)
             config.save(draft)
         if populate:
             populate(draft, undo)

@@ -44,7 +44,7 @@ def apply(kind: GuestKind, vmid: int, change: Change) -> None:
         values = _wanted(kind, change)
         _check_delete(kind, current, change, values)
         running = kind.is_running(vmid)
-        texts = _made(kind, current, values, undo)
+        texts = _made(kind, current, change, values, undo)
         freed = _delete(kind, current, change, running=running)
         _set(kind, current, texts, running=running)
         _revert(current, change.revert)
@@ -76,15 +76,18 @@ def _check_delete(kind: GuestKind, current: GuestConfig, change: Change, values:
             raise Refused(f"can't remove disk '{touched[0]}' - protection mode is enabled for guest {current.vmid}")
 
 
-def _made(kind: GuestKind, current: GuestConfig, values: Mapping[str, object], undo: ExitStack) -> dict[str, str]:
+def _made(
+    kind: GuestKind, current: GuestConfig, change: Change, values: Mapping[str, object], undo: ExitStack
+) -> dict[str, str]:
     """Texts to store; new volumes are allocated now and freed again if anything fails."""
     texts: dict[str, str] = {}
+    call = change.options.given if change.options else {}
     for key, value in values.items():
         found = kind.options.find(key)
         if found is None:
             continue
         if kind.is_volume_key(key):
-            texts[key] = kind.make_volume(Making(current.vmid, key, value, current.current, undo))
+            texts[key] = kind.make_volume(Making(current.vmid, key, value, current.current, undo, call))
         else:
             texts[key] = found[0].kind.format(value)
     return texts

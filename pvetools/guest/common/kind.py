@@ -10,13 +10,17 @@ from pvetools.schema.core import Record
 
 
 class Making(NamedTuple):
-    """A value that may ask for a new volume: whose, at which key, the parsed value, and the undo stack."""
+    """A value that may ask for a new volume: whose, at which key, the parsed value, and the undo stack.
+
+    ``call``: all parameters of the call, also those that are no options of a guest.
+    """
 
     vmid: int
     key: str
     value: Any
     section: Mapping[str, str]
     undo: ExitStack
+    call: Mapping[str, Any] = {}
 
 
 class GuestKind(NamedTuple):

@@ -70,7 +70,8 @@ def _new_volume(making: Making, storage: str, gib: float) -> str:
         raise ParamErrors({key: f"'{drive.file}' asks for a new volume, but a CD-ROM drive takes an ISO image or none"})
     size = whole_blocks(int(gib * GIB))
     if drive.import_from:
-        volid, size = import_image(making.vmid, drive.import_from, storage, making.undo, size, drive.format_)
+        working = str(making.call.get("import-working-storage") or "")
+        volid, size = import_image(making.vmid, drive.import_from, storage, making.undo, size, drive.format_, working)
     elif not size:
         raise ParamErrors({key: f"'{drive.file}': a new disk needs a size in GiB larger than 0"})
     else:
@@ -86,9 +87,15 @@ def _allocate(vmid: int, storage: str, size: int, form: str | None, undo: ExitSt
 
 
 def import_image(
-    vmid: int, source: str, storage: str, undo: ExitStack, size: int = 0, form: str | None = None
+    vmid: int,
+    source: str,
+    storage: str,
+    undo: ExitStack,
+    size: int = 0,
+    form: str | None = None,
+    working: str = "",
 ) -> tuple[str, int]:
-    """Copy an image into a new volume of at least ``size`` bytes.
+    """Copy an image into a new volume of at least ``size`` bytes; ``working`` is the storage for what is unpacked.
 
     Returns:
         The volume's id and size; its freeing is on the undo stack.
@@ -97,20 +104,20 @@ def import_image(
         PveError: no such image, no space, no such storage.
     """
     with ExitStack() as opened:
-        found = _import_source(source, opened)
+        found = _import_source(source, opened, working)
         size = max(size, whole_blocks(found.size))
         volid = _allocate(vmid, storage, size, form, undo)
         image.convert(found, volumes.source(volid))
     return volid, size
 
 
-def _import_source(source: str, opened: ExitStack) -> Image:
+def _import_source(source: str, opened: ExitStack, working: str = "") -> Image:
     """The image behind a path or a volume id; what was unpacked for it goes with the stack."""
     if source.startswith("/"):
         return image.foreign(Path(source))
     content = volumes.parse(source).content
     if content == "import":
-        found = opened.enter_context(volumes.importable(source))
+        found = opened.enter_context(volumes.importable(source, working))
         if not found.url:
             return image.foreign(found.path, found.format)
     else:

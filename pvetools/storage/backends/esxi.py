@@ -143,7 +143,7 @@ class Esxi(ForeignStorage):
         return _Image(flat, "raw", found.size)
 
     @contextlib.contextmanager
-    def importable(self, name: str) -> Iterator[Source]:
+    def importable(self, name: str, folder: Path | None = None) -> Iterator[Source]:
         """QEMU reads the disk from the server; the cookie of our login is in a file that only root reads."""
         if self.parse(name).format != "vmdk":
             raise Refused(f"volume '{self.id}:{name}' is no disk; name one of its disks, as import-metadata shows them")

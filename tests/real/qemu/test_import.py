@@ -88,6 +88,19 @@ def test_a_disk_in_an_archive_is_imported_bit_for_bit(root: Root, archive: Path,
     assert [path.name for path in archive.parent.iterdir()] == ["web.ova"]
 
 
+def test_disks_are_unpacked_where_the_user_wants_it(root: Root, archive: Path, data: Path) -> None:
+    words = ["--scsi0", "local:0,import-from=local:import/web.ova/web-disk1.vmdk", "--import-working-storage"]
+    paths.storage_config().write_text(
+        f"dir: other\n\tpath {root.path}/other\n\tcontent images\n\ndir: isos\n\tpath {root.path}/isos\n\tcontent iso\n"
+    )
+    said = root.cli("qm", "create", 100, *words, "isos")
+    assert said.status != 0
+    assert "storage 'isos' does not support content type 'images'" in said.stderr
+    create(root, 100, *words, "other")
+    assert same(data, root / "var/lib/vz/images/100/vm-100-disk-0.raw", "raw")
+    assert list((root / "other/images").iterdir()) == []  # which was made for it
+
+
 def test_a_failed_import_leaves_neither_a_guest_nor_what_was_unpacked(root: Root, archive: Path) -> None:
     damaged = bytearray(archive.read_bytes())
     at = damaged.index(b"KDMV") + 5000
