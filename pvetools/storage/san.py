@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,6 +111,17 @@ def check_target(name: str, what: str) -> str:
 
 
 # Devices.
+
+
+def soon(check: Callable[[], object], patience: float = PATIENCE) -> bool:
+    """Whether something comes true before patience is at its end."""
+    deadline, pause = time.monotonic() + patience, 0.01
+    while not check():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 0.2)
+    return True
 
 
 def settle() -> None:
@@ -229,13 +240,21 @@ class ConnectedStorage(ForeignStorage):
             self._stamp().parent.mkdir(parents=True, exist_ok=True)
             files.write_atomic(self._stamp(), f"{time.monotonic()}\n")
 
+    @property
+    def portal(self) -> Portal:
+        """The portal of the definition."""
+        return portal(self.definition.options.portal or "", self.port)
+
+    def prepare(self) -> None:
+        reach(self.portal)  # later the others do as well; one that never answered is a mistake
+
     def reached(self) -> list[Portal]:
         """The portals that answer, of all that are known.
 
         Raises:
             PveError: none does.
         """
-        return answering([portal(str(self.definition.options.portal), self.port), *self.known()])
+        return answering([self.portal, *self.known()])
 
     def _stamp(self) -> Path:
         return paths.run_dir() / f"san-{self.id}"

@@ -6,7 +6,6 @@ A LUN that several paths lead to is one device of dm-multipath where multipathd 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +21,8 @@ _CONNECTIONS = Path("/sys/class/iscsi_connection")
 _JOINING = 8.0  # seconds in which multipathd joins new paths
 _DISK = "0"  # type of SCSI devices
 _NUMBERS = re.compile(r"\d+:(\d+):(\d+):(\d+)")
-# the name by its world wide identifier comes first: others can change with the server's software
-_KINDS = (r"scsi-\d", r"scsi-", r"dm-uuid-mpath-")
+# the name by its world wide identifier comes first: the device above the paths has it as well, and no other
+_KINDS = (r"scsi-3", r"scsi-", r"dm-uuid-mpath-")
 
 
 class Session(NamedTuple):
@@ -74,43 +73,42 @@ class Iscsi(san.ConnectedStorage):
     def connect(self, reached: Sequence[Portal]) -> None:
         offered = self._offered(reached[0])
         errors = self._log_in(offered)
-        working = [session for session in self._sessions() if session.works]
-        if not working:
+        if not san.soon(self.up):  # a session whose server was away comes back by itself
             raise PveError(
                 f"storage '{self.id}': can't log in to '{self.target}': {'; '.join(errors) or 'no session works'}"
             )
         for error in errors:
             log.warn(f"storage '{self.id}': a path to '{self.target}' is missing: {error}")
-        for session in working:
-            words = ["iscsiadm", "-m", "session", "-r", str(session.number), "--rescan"]
-            run(words, check=False, timeout=san.TOOL_PATIENCE)
+        for session in self._sessions():
+            if session.works:
+                words = ["iscsiadm", "-m", "session", "-r", str(session.number), "--rescan"]
+                run(words, check=False, timeout=san.TOOL_PATIENCE)
         san.settle()
         self._join()
 
     def _join(self) -> None:
         """Wait until multipathd has joined the paths that it wants, and tell it which LUNs have grown."""
-        deadline = time.monotonic() + _JOINING
-        while any(_is_claimed(path) and not _multipath(path) for path, _ in self._paths()):
-            if time.monotonic() > deadline:
-                log.warn(f"storage '{self.id}': multipathd has not joined the paths to '{self.target}'")
-                return
-            time.sleep(0.1)
+        if not san.soon(self._is_joined, _JOINING):
+            log.warn(f"storage '{self.id}': multipathd has not joined the paths to '{self.target}'")
         maps = {above: path.name for path, _ in self._paths() if (above := _multipath(path))}
         for above, path in maps.items():
             if san.bytes_of(above) != san.bytes_of(path):
                 name = san.attribute(Path("/sys/class/block", above, "dm/name"))
                 run(["multipathd", "resize", "map", name], check=False, timeout=san.TOOL_PATIENCE)
 
+    def _is_joined(self) -> bool:
+        return not any(_is_claimed(path) and not _multipath(path) for path, _ in self._paths())
+
     def _offered(self, place: Portal) -> list[Portal]:
         """The portals of the target, as one of them tells; one that does not tell them has told them before."""
         try:
-            found = [portal for portal, name in iscsi.discover(place) if name == self.target]
+            offered = [found for found, name in iscsi.discover(place) if name == self.target]
         except PveError as error:
-            if not (found := self._recorded()):
+            if not (offered := self._recorded()):
                 raise PveError(f"storage '{self.id}': {error}") from None
-        if not found:
+        if not offered:
             raise PveError(f"storage '{self.id}': portal '{place}' does not offer the target '{self.target}'")
-        return found
+        return offered
 
     def _log_in(self, offered: Sequence[Portal]) -> list[str]:
         """Make the sessions that are missing; gives what went wrong, by portal."""

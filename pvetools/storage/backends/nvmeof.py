@@ -7,7 +7,6 @@ of its namespace and the name that udev gives it: ``ns1.nvme-uuid.6b0f4e5c-...``
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from pvetools.system import log
 from pvetools.system.errors import PveError
 from pvetools.system.run import run
 
+_RECONNECT = 2  # seconds between tries to get a lost connection back
 _CONTROLLERS = Path("/sys/class/nvme")
 _NAMESPACE = re.compile(r":0x([0-9a-fA-F]+)")
 _PATH = re.compile(r"(nvme\d+)(?:c\d+)?(n\d+)")
@@ -66,7 +66,7 @@ class NvmeOf(san.ConnectedStorage):
         if not offered:
             raise PveError(f"storage '{self.id}': portal '{reached[0]}' does not offer the subsystem '{self.target}'")
         errors = self._open(offered)
-        if not self.up():
+        if not san.soon(self.up):  # a connection whose server was away comes back by itself
             why = "; ".join(errors) or "no path works"
             raise PveError(f"storage '{self.id}': can't connect to '{self.target}': {why}")
         for error in errors:
@@ -78,9 +78,7 @@ class NvmeOf(san.ConnectedStorage):
         working = next((controller.name for controller in self._controllers() if controller.works), "")
         said = run(["nvme", "list-ns", f"/dev/{working}"], check=False, timeout=san.QUESTION_PATIENCE).stdout
         wanted = {int(number, 16) for number in _NAMESPACE.findall(said)}
-        deadline = time.monotonic() + san.PATIENCE
-        while not wanted <= {int(number or 0) for _, number in self._namespaces()} and time.monotonic() < deadline:
-            time.sleep(0.02)
+        san.soon(lambda: wanted <= {int(number or 0) for _, number in self._namespaces()})
 
     def _open(self, offered: Sequence[Portal]) -> list[str]:
         """Connect the paths that are missing; gives what went wrong, by portal."""
@@ -91,7 +89,7 @@ class NvmeOf(san.ConnectedStorage):
                 try:
                     address = san.reach(place)
                     words = ["nvme", "connect", "-t", "tcp", "-a", address, "-s", str(place.port), "-n", self.target]
-                    run(words, timeout=san.TOOL_PATIENCE)
+                    run([*words, f"--reconnect-delay={_RECONNECT}"], timeout=san.TOOL_PATIENCE)
                 except PveError as error:
                     errors.append(str(error))
         return errors

@@ -81,6 +81,12 @@ def _np(host: str) -> Path:
     return _LIO / f"iscsi/{TARGET}/tpgt_1/np/{host}:3260"
 
 
+def _close_lio(host: str) -> None:
+    """Nobody listens there any more, and who was connected is so no longer."""
+    _np(host).rmdir()
+    sh(f"ss -K dst {host} dport = 3260; ss -K src {host} sport = 3260")
+
+
 @contextlib.contextmanager
 def lio() -> Iterator[Portals]:
     """The kernel's iSCSI target; everybody may log in."""
@@ -108,9 +114,7 @@ def lio() -> Iterator[Portals]:
         "0.0.7.scsi-36001405000000000",
     )
     try:
-        yield Portals(
-            server, lambda host: _np(host).rmdir(), lambda host: _np(host).mkdir(exist_ok=True), iscsi_sessions
-        )
+        yield Portals(server, _close_lio, lambda host: _np(host).mkdir(), iscsi_sessions)
     finally:
         sh("multipath -F; iscsiadm -m node -u; iscsiadm -m node -o delete", check=False)
         _write(group / "enable", 0)
@@ -158,14 +162,25 @@ def _nvmet_port(host: str) -> Path:
 
 def _open_nvmet_port(host: str) -> None:
     place = _nvmet_port(host)
-    place.mkdir(exist_ok=True)
+    place.mkdir()
+    _write_address(place, host)
+    (place / "subsystems" / NQN).symlink_to(_NVMET / "subsystems" / NQN)
+    for other in {*HOSTS} - {host}:  # a portal tells of itself only, and where else to ask
+        referral = place / "referrals" / other
+        referral.mkdir()
+        _write_address(referral, other)
+        _write(referral / "enable", 1)
+
+
+def _write_address(place: Path, host: str) -> None:
     for name, value in {"traddr": host, "trtype": "tcp", "trsvcid": 4420, "adrfam": "ipv4"}.items():
         _write(place / f"addr_{name}", value)
-    (place / "subsystems" / NQN).symlink_to(_NVMET / "subsystems" / NQN)
 
 
 def _close_nvmet_port(host: str) -> None:
     place = _nvmet_port(host)
+    for referral in place.glob("referrals/*"):
+        referral.rmdir()
     (place / "subsystems" / NQN).unlink()
     place.rmdir()
 
