@@ -198,6 +198,8 @@ class FolderStorage:
         if form != "subvol":
             try:
                 found = self.header(Path(entry.path), form)
+            except FileNotFoundError:
+                return None  # removed just now
             except PveError as error:
                 log.warn(str(error))
         name = f"{self._linked(found.backing)}{owner}/{entry.name}"

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from pvetools.system import paths, run
 from pvetools.system.errors import Exists, PveError, Refused
 from tests.real.test_storage_contract import btrfs_file_system
 from tests.sandbox.root import Result, Root
+from tests.sandbox.steps import Walk
 
 MIB = 1 << 20
 SIZE = 24 * MIB
@@ -380,6 +382,24 @@ def test_an_interrupted_import_leaves_nothing(storages: Root, target: str) -> No
         assert process.wait(30) == 130
     assert not volumes.exists(target)
     assert volumes.list_volumes(target.partition(":")[0]) == []
+
+
+@pytest.mark.parametrize("target", ["two:100/vm-100-disk-0.raw", "two:100/vm-100-disk-0.qcow2"])
+def test_a_killed_import_leaves_no_program_and_what_can_be_removed(storages: Root, target: str) -> None:
+    stream = storages / "stream"
+    stream.write_bytes(struct.pack("<Q", SIZE) + content(1))
+    walk = Walk(storages, "pvesm", "import", target, "raw+size", stream)
+    walk.count()
+    for number in count(1):
+        volumes.free(target, missing_ok=True)
+        assert below(storages) == []
+        dead = walk.kill_before(number)
+        if not dead.killed:
+            assert number > 2
+            break
+        assert not dead.orphans
+        assert [volume.volid for volume in volumes.list_volumes("two")] in ([], [target])
+    assert read(target) == content(1)
 
 
 def test_a_volume_that_exists_is_kept(storages: Root, cli: Callable[..., Result]) -> None:
