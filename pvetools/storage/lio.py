@@ -1,13 +1,12 @@
 """LIO, the SCSI target of Linux, on a server: which devices a target offers, offering one and taking it back.
 
-What is offered is read from the kernel; changes are made by ``targetcli``, which also keeps them for the server's next
-start.
+What is offered is read from the kernel. Changes are made by the library that ``targetcli`` is made of, and kept for the
+server's next start in the same file: the program itself takes seconds, and hardly tells errors by its exit status.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +14,6 @@ from pvetools.storage.zfs import Caller
 from pvetools.system.errors import PveError, RunError
 
 _KERNEL = "/sys/kernel/config/target"
-_STORE = "/backstores/block"
 _GROUP = re.compile(r"(?:tpg)?([1-9]\d{0,4})", re.ASCII)
 # a line for each LUN and one for each backstore: folder of the LUN, the backstore's name, its device
 _LIST = """\
@@ -33,7 +31,35 @@ done
 """
 _HIDDEN = -1
 _NO_TARGET = 3
-_SHELL = "printf '%s\\n' \"$@\" | targetcli"
+# what targetcli would do for "/backstores/block create", "/iscsi/TARGET/tpgN/luns create" and "saveconfig", at once
+_CHANGE = """\
+import contextlib, fcntl, sys
+try:
+    import rtslib_fb as rtslib
+except ImportError:
+    import rtslib
+action, target, group, store, device = sys.argv[1:]
+taken = open("/var/run/targetcli.lock", "w")
+fcntl.flock(taken, fcntl.LOCK_EX)
+
+def offer():
+    portals = rtslib.TPG(rtslib.Target(rtslib.FabricModule("iscsi"), target, "lookup"), int(group), "lookup")
+    try:
+        kept = rtslib.BlockStorageObject(store)
+    except rtslib.RTSLibNotInCFS:
+        kept = rtslib.BlockStorageObject(store, device)
+    with contextlib.suppress(rtslib.RTSLibError):  # for devices that take space back
+        kept.set_attribute("emulate_tpu", 1)
+    lun = rtslib.LUN(portals, storage_object=kept)
+    for initiator in portals.node_acls:
+        rtslib.MappedLUN(initiator, lun.lun, lun.lun)
+
+try:
+    offer() if action == "offer" else rtslib.BlockStorageObject(store).delete()
+    rtslib.RTSRoot().save_to_file()
+except rtslib.RTSLibError as error:
+    sys.exit(str(error))
+"""
 
 
 class Lun(NamedTuple):
@@ -97,12 +123,7 @@ class Target:
         Raises:
             PveError: the server does not do it.
         """
-        said = self._tell(
-            f"{_STORE} create name={store} dev={device}",
-            f"{_STORE}/{store} set attribute emulate_tpu=1",
-            f"/iscsi/{self.name}/tpg{self.group}/luns create {_STORE}/{store}",
-            "saveconfig",
-        )
+        said = self._change("offer", store, device)
         lun = next((lun for lun in self.luns() if lun.store == store), None)
         if lun and lun.offered:
             return lun
@@ -116,10 +137,14 @@ class Target:
         Raises:
             PveError: the server does not do it.
         """
-        said = self._tell(f"{_STORE} delete {lun.store}", "saveconfig")
+        said = self._change("withdraw", lun.store, lun.device)
         if any(other.store == lun.store for other in self.luns()):
             raise PveError(f"the server does not let go of device '{lun.device}': {said}")
 
-    def _tell(self, *commands: str) -> str:
-        argv: Sequence[str] = ["sh", "-c", _SHELL, "sh", *commands]
-        return " ".join(self.call(argv).split())[-500:]
+    def _change(self, action: str, store: str, device: str) -> str:
+        """What the server says about a change that it refuses."""
+        try:
+            self.call(["python3", "-c", _CHANGE, action, self.name, str(self.group), store, device])
+        except RunError as error:
+            return error.stderr
+        return "it does not say why"

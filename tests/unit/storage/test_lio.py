@@ -45,34 +45,29 @@ class Server:
     """Says what it is to say, and remembers what it was told."""
 
     def __init__(self, *answers: str | RunError) -> None:
-        self.answers, self.told = [*answers], list[str]()
+        self.answers, self.told = [*answers], list[list[str]]()
 
     def __call__(self, argv: Sequence[str]) -> str:
-        if argv[2].endswith("targetcli"):
-            self.told += argv[4:]
-            return "Ouch!"
+        if argv[0] == "python3":
+            self.told.append([*argv[3:]])
+            raise RunError(argv, 1, "Ouch!")
         answer = self.answers.pop(0)
         if isinstance(answer, RunError):
             raise answer
         return answer
 
 
-def test_a_device_is_offered_with_its_space_taken_back() -> None:
+def test_a_device_is_offered_under_the_number_that_the_server_chooses() -> None:
     server = Server("lun_3\tstore\t/dev/x\n")
     assert Target("iqn.x", 1, server).offer("store", "/dev/x") == Lun(3, "store", "/dev/x")
-    assert server.told == [
-        "/backstores/block create name=store dev=/dev/x",
-        "/backstores/block/store set attribute emulate_tpu=1",
-        "/iscsi/iqn.x/tpg1/luns create /backstores/block/store",
-        "saveconfig",
-    ]
+    assert server.told == [["offer", "iqn.x", "1", "store", "/dev/x"]]
 
 
 def test_a_device_that_could_not_be_offered_is_let_go() -> None:
     server = Server("-\tstore\t/dev/x\n", "")
     with pytest.raises(PveError, match=r"target 'iqn\.x' does not offer device '/dev/x': Ouch!"):
         Target("iqn.x", 1, server).offer("store", "/dev/x")
-    assert server.told[-2:] == ["/backstores/block delete store", "saveconfig"]
+    assert server.told[-1] == ["withdraw", "iqn.x", "1", "store", "/dev/x"]
 
 
 def test_a_server_that_keeps_a_device_is_told_of() -> None:
@@ -83,3 +78,7 @@ def test_a_server_that_keeps_a_device_is_told_of() -> None:
 def test_a_target_that_is_not_there_is_told_of() -> None:
     with pytest.raises(PveError, match=r"no target 'iqn\.x' with portal group tpg2"):
         Target("iqn.x", 2, Server(RunError(["sh"], 3, "can't cd"))).luns()
+
+
+def test_what_the_server_is_to_run_is_a_program() -> None:
+    compile(lio._CHANGE, "change", "exec")
