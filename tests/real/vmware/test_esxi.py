@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -211,6 +212,21 @@ def test_a_disk_is_imported_bit_for_bit(storage: Root, data: Path, name: str, fo
     words = ["qemu-img", "compare", "-f", "raw", "-F", form, str(data), str(target)]
     assert subprocess.run(words, check=False).returncode == 0
     assert list((storage / "run/pvetools").glob("esxi-*")) == []
+
+
+def test_a_machine_is_made_as_it_was_described(storage: Root) -> None:
+    found: dict[str, dict[str, Any]] = metadata(storage, MACHINE)  # type: ignore[assignment]
+    words = [word for key, text in found["create-args"].items() for word in (f"--{key}", text)]
+    for key, disk in found["disks"].items():
+        if key != "efidisk0":
+            words += [f"--{key}", f"local:0,import-from={disk['volid']}"]
+    for key, card in found["net"].items():
+        words += [f"--{key}", f"{card['model']}={card['macaddr']},bridge=vmbr0"]
+    said = storage.cli("qm", "create", 100, *words)
+    assert said.status == 0, said
+    config = storage.config(100).read_text()
+    assert "scsi2: local:100/vm-100-disk-2.raw,size=6M" in config
+    assert "net0: vmxnet3=00:0C:29:AB:CD:EF,bridge=vmbr0" in config
 
 
 def test_no_secret_is_on_a_command_line(storage: Root, monkeypatch: pytest.MonkeyPatch) -> None:
