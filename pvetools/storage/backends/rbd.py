@@ -165,26 +165,34 @@ class Rbd(FlatStorage):
         return found
 
     def require(self, name: str) -> Record:
+        row = self._info(name)
+        return Record(row["name"], row["size"], parent=self._parent(row))  # lists don't tell times, so nothing does
+
+    def _info(self, name: str) -> dict[str, Any]:
+        """What Ceph knows of a volume. NotFound."""
         own = self.parse(name).name
         try:
-            row = self._told("info", self._spec(own))
+            return dict(self._told("info", self._spec(own)), name=own)
         except RunError as error:
             if error.code != _MISSING:
                 raise
             raise NotFound(f"volume '{self.id}:{name}' does not exist") from None
-        return Record(own, row["size"], parent=self._parent(row))  # lists don't tell times, so nothing does
 
     # Who uses a volume.
 
     def _unused(self, name: str) -> str:
-        """A volume that must be there and that nobody uses, in this host's kernel or elsewhere; gives its own name."""
+        """A volume that must be there and that nobody uses; gives its own name."""
         own = self.require(name).name
+        self._check_unused(name, own)
+        return own
+
+    def _check_unused(self, name: str, own: str) -> None:
+        """Refuse a volume that is used, in this host's kernel or elsewhere."""
         if user := krbd.unmap(self.cluster, self.image(own)):
             raise self.in_use(name, user)
         watchers = self._told("status", self._spec(own)).get("watchers", [])
         if watchers:
             raise self.in_use(name, f"a client at {watchers[0]['address'].split('/')[0]}")
-        return own
 
     # Making and removing.
 
@@ -216,20 +224,25 @@ class Rbd(FlatStorage):
         with lock.storage_lock(self.id):
             own = self.parse(name).name
             try:
-                self.require(name)
+                row = self._info(name)
             except NotFound:
                 if own not in self.taken():
                     raise
-                self._rbd("rm", "--no-progress", self._spec(own))  # a removal that was cut off has left the name
-                return
-            if children := self._told("children", self._spec(own)):
-                child = "/".join(children[0][part] for part in ("pool", "pool_namespace", "image") if children[0][part])
-                raise Refused(f"base volume '{self.id}:{name}' is still in use by linked clone '{child}'")
-            self._unused(name)
-            for row in self._kept(own):
-                self._unprotect(own, row)
-            self._rbd("snap", "purge", "--no-progress", self._spec(own))
+                row = {"snapshot_count": 0}  # a removal that was cut off has left the name
+            else:
+                self._check_children(name, row)
+                self._check_unused(name, own)
+            if row.get("snapshot_count", 1):
+                for kept in self._kept(own):
+                    self._unprotect(own, kept)
+                self._rbd("snap", "purge", "--no-progress", self._spec(own))
             self._rbd("rm", "--no-progress", self._spec(own))
+
+    def _check_children(self, name: str, row: dict[str, Any]) -> None:
+        """Refuse a volume that linked clones lie on: on one of its snapshots, that is."""
+        if row.get("snapshot_count", 1) and (children := self._told("children", self._spec(row["name"]))):
+            child = "/".join(children[0][part] for part in ("pool", "pool_namespace", "image") if children[0][part])
+            raise Refused(f"base volume '{self.id}:{name}' is still in use by linked clone '{child}'")
 
     def _kept(self, own: str) -> list[dict[str, Any]]:
         """All snapshots of a volume, those of bases included, the oldest first."""
