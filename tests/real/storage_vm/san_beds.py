@@ -48,10 +48,25 @@ def eventually(what: str, check: Callable[[], object], within: float = 40) -> No
         time.sleep(0.1)
 
 
-def _image() -> Path:
+@contextlib.contextmanager
+def _image() -> Iterator[str]:
+    """A loop device over an image file; the target inside cannot tell it from a disk."""
     with IMAGE.open("wb") as file:
         file.truncate(IMAGE_SIZE)
-    return IMAGE
+    device = sh(f"losetup -f --show {IMAGE}").strip()
+    try:
+        yield device
+    finally:
+        sh(f"losetup -d {device}")
+
+
+def grow(size: int) -> None:
+    """The server makes the image larger, and tells those who are connected if it can."""
+    with IMAGE.open("r+b") as file:
+        file.truncate(size)
+    sh(f"losetup -c $(losetup -nO NAME -j {IMAGE})")
+    for file in _NVMET.glob(f"subsystems/{NQN}/namespaces/7/revalidate_size"):
+        file.write_text("1")
 
 
 def _write(path: Path, text: object) -> None:
@@ -61,17 +76,13 @@ def _write(path: Path, text: object) -> None:
 # iSCSI.
 
 
-def _lio_backstores() -> list[Path]:
-    """LUN 0 is a disk, LUN 1 an image."""
+def _lio_backstores(*devices: str) -> list[Path]:
     made = []
-    for kind, control in (
-        ("iblock_0", f"udev_path={disk(4)}"),
-        ("fileio_0", f"fd_dev_name={_image()},fd_dev_size={IMAGE_SIZE}"),
-    ):
-        place = _LIO / "core" / kind / "pvetools"
+    for number, device in enumerate(devices):
+        place = _LIO / f"core/iblock_{number}/pvetools"
         place.mkdir(parents=True)
-        _write(place / "control", control)
-        _write(place / "wwn/vpd_unit_serial", f"5f0d1c0a-9d3c-4e1f-8a5a-{kind.encode().hex()[:12]}")
+        _write(place / "control", f"udev_path={device}")
+        _write(place / "wwn/vpd_unit_serial", f"5f0d1c0a-{number:04x}-4e1f-8a5a-4c1f7f2f6b0{number}")
         _write(place / "enable", 1)
         made.append(place)
     return made
@@ -91,7 +102,11 @@ def _close_lio(host: str) -> None:
 def lio() -> Iterator[Portals]:
     """The kernel's iSCSI target; everybody may log in."""
     sh("modprobe -a target_core_mod target_core_iblock target_core_file iscsi_target_mod; systemctl start iscsid")
-    backstores = _lio_backstores()
+    with _image() as image:
+        yield from _lio(_lio_backstores(disk(4), image))
+
+
+def _lio(backstores: list[Path]) -> Iterator[Portals]:
     group = _LIO / f"iscsi/{TARGET}/tpgt_1"
     group.mkdir(parents=True)
     for host in HOSTS:
@@ -189,10 +204,15 @@ def _close_nvmet_port(host: str) -> None:
 def nvmet() -> Iterator[Portals]:
     """The kernel's NVMe target over TCP; namespaces 1 (a disk) and 7 (an image)."""
     sh("modprobe -a nvmet nvmet-tcp")
+    with _image() as image:
+        yield from _nvmet({1: disk(5), 7: image})
+
+
+def _nvmet(devices: dict[int, str]) -> Iterator[Portals]:
     subsystem = _NVMET / "subsystems" / NQN
     subsystem.mkdir()
     _write(subsystem / "attr_allow_any_host", 1)
-    for number, device in ((1, disk(5)), (7, _image())):
+    for number, device in devices.items():
         space = subsystem / f"namespaces/{number}"
         space.mkdir()
         _write(space / "device_path", device)

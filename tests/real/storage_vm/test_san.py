@@ -276,3 +276,29 @@ def test_a_joined_device_in_use_stays(joined: Portals) -> None:
             driver().deactivate()
         assert joined.connected() == [*HOSTS]
         assert _map_of(volid).startswith("mpath-")
+
+
+# The server's own changes.
+
+
+def test_qemu_reaches_the_same_luns_itself(portals: Portals) -> None:
+    if driver().definition.type != "iscsi":
+        pytest.skip("QEMU has no client for NVMe over TCP")
+    put(portals.server.volume(), 0x41)
+    direct = portals.server.section.replace(f"iscsi: {STORAGE}", "iscsidirect: direct")
+    paths.storage_config().write_text(f"{portals.server.section}\n{direct}")
+    rows = volumes.list_volumes("direct")
+    assert [(row.volid, row.size) for row in rows] == [
+        ("direct:lun0", san_beds.DISK_SIZE),
+        ("direct:lun1", san_beds.IMAGE_SIZE),
+    ]
+    assert holds("direct:lun1", 0x41)
+    portals.server.define()
+
+
+def test_a_volume_that_has_grown_on_the_server_is_as_large_here(portals: Portals, one_device: None) -> None:
+    volid = portals.server.volume()
+    san_beds.grow(2 * san_beds.IMAGE_SIZE)
+    forget()
+    volumes.usable(STORAGE)
+    eventually("the volume has grown", lambda: volumes.info(volid).size == 2 * san_beds.IMAGE_SIZE)
