@@ -24,7 +24,6 @@ from pvetools.system import log, run, task
 from pvetools.system.errors import Exists, PveError, Refused, RunError
 from pvetools.system.streams import file_size, read_full, widen_pipe, write_all
 
-FORMATS = ("raw+size", "tar+size", "qcow2+size", "vmdk+size", "zfs", "btrfs")
 HEADER = struct.Struct("<Q")
 _MOST = 1 << 62  # bytes; a header beyond that is none
 _NO_SPACE = 1 << 16  # bytes that may be left on a storage that is full

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import signal
 import struct
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,38 +25,54 @@ from tests.real.storage_vm.conftest import ENTRY
 from tests.real.storage_vm.contract import MIB
 
 SIZE = 16 * MIB
-KINDS = ("dir", "lvm", "lvmthin", "zfspool", "rbd", "btrfs")
-# Each volume becomes the next one, so that all storages are read and written.
-RING = (
-    "dir:100/vm-100-disk-0.qcow2", "lvm:vm-100-disk-0", "zfspool:vm-100-disk-0", "rbd:vm-100-disk-0",
-    "lvmthin:vm-100-disk-0", "btrfs:100/vm-100-disk-0.raw", "dir:100/vm-100-disk-1.raw", "rbd:vm-101-disk-0",
-    "dir:101/vm-101-disk-0.qcow2",
-)  # fmt: skip
+LOCAL = ("dir", "lvm", "lvmthin", "zfspool", "btrfs")
+QCOW2, RAW, VMDK = "dir:100/vm-100-disk-0.qcow2", "dir:100/vm-100-disk-1.raw", "dir:100/vm-100-disk-2.vmdk"
+LVM, THIN, ZFS, RBD = (f"{name}:vm-100-disk-0" for name in ("lvm", "lvmthin", "zfspool", "rbd"))
+BTRFS = "btrfs:100/vm-100-disk-0.raw"
+# Every storage is read and written, and every kind of place becomes every other one.
+PAIRS = [
+    (QCOW2, LVM), (LVM, ZFS), (ZFS, THIN), (THIN, BTRFS), (BTRFS, RAW), (RAW, ZFS), (ZFS, QCOW2), (VMDK, THIN),
+    (THIN, VMDK), (QCOW2, RBD), (RBD, THIN), (ZFS, RBD), (RBD, QCOW2),
+]  # fmt: skip
 FOLDERS = (
     "dir:100/subvol-100-disk-0.subvol", "zfspool:subvol-100-disk-0", "btrfs:100/subvol-100-disk-0.subvol",
     "dir:101/subvol-101-disk-0.subvol",
 )  # fmt: skip
 
 
+def _define(beds: contextlib.ExitStack, kinds: tuple[str, ...]) -> None:
+    """A storage of each kind, named after it."""
+    with paths.storage_config().open("a") as file:
+        for kind in kinds:
+            section = beds.enter_context(BEDS[kind]()).section.replace(f": {STORAGE}", f": {kind}", 1)
+            file.write(f"{section}\tcontent images,rootdir\n\n")
+
+
 @pytest.fixture(scope="module", autouse=True)
-def every_kind(module_root: Path) -> Iterator[None]:
-    """One storage of each kind, named after it."""
+def local_storages(module_root: Path) -> Iterator[None]:
     with contextlib.ExitStack() as beds:
-        sections = []
-        for kind in KINDS:
-            bed = beds.enter_context(BEDS[kind]())
-            sections.append(f"{bed.section.replace(f': {STORAGE}', f': {kind}', 1)}\tcontent images,rootdir\n")
-        paths.storage_config().write_text("\n".join(sections))
+        _define(beds, LOCAL)
+        yield
+
+
+@pytest.fixture(scope="module")
+def _cluster(local_storages: None) -> Iterator[None]:
+    with contextlib.ExitStack() as beds:
+        _define(beds, ("rbd",))
         yield
 
 
 @pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
+def _clean(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ceph takes its time to start, so only for those who use it; nothing is left of any test."""
+    if "rbd" in request.node.name:
+        request.getfixturevalue("_cluster")
     yield
-    for kind in KINDS:
-        for volume in volumes.list_volumes(kind):
-            volumes.free(volume.volid)
-        assert volumes.list_volumes(kind) == []
+    for storage in volumes.storages():
+        if storage != "local":
+            for volume in volumes.list_volumes(storage):
+                volumes.free(volume.volid)
+            assert volumes.list_volumes(storage) == []
 
 
 def content(seed: int) -> bytes:
@@ -90,34 +106,36 @@ def disk(volid: str, data: bytes, place: Path) -> str:
     return volid
 
 
-def test_disks_go_through_files_of_streams_to_every_storage(tmp_path: Path, cli: Callable[..., str]) -> None:
-    data = content(1)
-    disk(RING[0], data, tmp_path / "data")
-    for source, target in itertools.pairwise(RING):
-        cli("pvesm", "export", source, "raw+size", tmp_path / "stream")
-        stream = (tmp_path / "stream").read_bytes()
-        (size,) = struct.unpack("<Q", stream[:8])
-        assert size == len(stream) - 8 == volumes.info(source).size
-        assert stream[8 : 8 + SIZE] == data
-        assert not any(stream[8 + SIZE :])
-        assert f"successfully imported '{target}'\n" == cli("pvesm", "import", target, "raw+size", tmp_path / "stream")
-        assert read(target, tmp_path / "data") == data
-        assert volumes.info(target).size >= SIZE
-        if source.partition(":")[0] in ("dir", "btrfs", "zfspool", "lvmthin"):
-            assert volumes.info(source).used < 12 * MIB, "sparse stays sparse"
+def export(source: str, form: str, place: Path, state: State = transfer.NOW) -> None:
+    with place.open("wb") as file:
+        transfer.export(source, form, file.fileno(), state)
 
 
-def test_disks_are_copied_to_every_storage(tmp_path: Path) -> None:
-    data = content(2)
-    backwards = RING[::-1]
-    disk(backwards[0], data, tmp_path / "data")
-    for source, target in itertools.pairwise(backwards):
-        assert transfer.common_format(source, target) == "raw+size"
-        assert transfer.copy(source, target) == target
-        assert read(target, tmp_path / "data") == data
+def fetch(target: str, form: str, place: Path, state: State = transfer.NOW, *, rename: bool = False) -> str:
+    with place.open("rb") as file:
+        return transfer.import_(target, form, file.fileno(), state, rename=rename)
 
 
-def test_folders_go_to_every_storage_that_has_them(tmp_path: Path, cli: Callable[..., str]) -> None:
+@pytest.mark.parametrize(("source", "target"), PAIRS, ids=lambda name: name.replace("/", "."))
+def test_a_disk_goes_to_another_storage_byte_by_byte(tmp_path: Path, source: str, target: str) -> None:
+    data, stream = content(1), tmp_path / "stream"
+    disk(source, data, tmp_path / "data")
+    export(source, "raw+size", stream)
+    came = stream.read_bytes()
+    assert struct.unpack("<Q", came[:8]) == (len(came) - 8,) == (volumes.info(source).size,)
+    assert came[8 : 8 + SIZE] == data
+    assert fetch(target, "raw+size", stream) == target
+    assert read(target, tmp_path / "data") == data
+    assert volumes.info(target).size >= SIZE
+    if not target.startswith(("lvm:", "rbd:")):
+        assert volumes.info(target).used < 12 * MIB, "sparse stays sparse"
+    volumes.free(target)
+    assert transfer.common_format(source, target) == "raw+size"
+    assert transfer.copy(source, target) == target
+    assert read(target, tmp_path / "data") == data
+
+
+def test_folders_go_to_every_storage_that_has_them(tmp_path: Path) -> None:
     volumes.alloc("dir", 100, 0, format="subvol", content="rootdir")
     place = volumes.source(FOLDERS[0]).path
     (place / "etc").mkdir()
@@ -128,12 +146,12 @@ def test_folders_go_to_every_storage_that_has_them(tmp_path: Path, cli: Callable
     os.setxattr(place / "etc/hostname", "user.note", b"kept")
     place.chmod(0o751)
     seen = look(place)
-    for source, target in itertools.pairwise(FOLDERS):
+    for source, target in pairwise(FOLDERS):
         if target.startswith("dir"):
             assert transfer.copy(source, target) == target
         else:
-            cli("pvesm", "export", source, "tar+size", tmp_path / "stream")
-            cli("pvesm", "import", target, "tar+size", tmp_path / "stream")
+            export(source, "tar+size", tmp_path / "stream")
+            assert fetch(target, "tar+size", tmp_path / "stream") == target
         assert look(volumes.source(target).path) == seen
 
 
@@ -149,34 +167,33 @@ def look(place: Path) -> dict[str, object]:
 
 
 def test_zfs_sends_snapshots_and_what_has_changed_since(tmp_path: Path, cli: Callable[..., str]) -> None:
-    source, target, stream = "zfspool:vm-100-disk-0", "zfspool:vm-200-disk-4", tmp_path / "stream"
-    disk(source, content(1), tmp_path / "data")
-    volumes.snapshot(source, "one")
-    cli("pvesm", "export", source, "zfs", stream, "--snapshot", "one")
+    target, stream, place = "zfspool:vm-200-disk-4", tmp_path / "stream", tmp_path / "data"
+    disk(ZFS, content(1), place)
+    volumes.snapshot(ZFS, "one")
+    cli("pvesm", "export", ZFS, "zfs", stream, "--snapshot", "one")
     assert cli("pvesm", "import", target, "zfs", stream, "--snapshot", "one") == f"successfully imported '{target}'\n"
-    assert read(target, tmp_path / "data") == content(1)
+    assert read(target, place) == content(1)
     assert [found.name for found in volumes.snapshots(target)] == ["one"]
 
-    write(source, content(2), tmp_path / "data")
-    volumes.snapshot(source, "two")
-    volumes.snapshot(source, "three")
-    cli("pvesm", "export", source, "zfs", stream, "--snapshot", "three", "--base", "one", "--with-snapshots", 1)
+    write(ZFS, content(2), place)
+    volumes.snapshot(ZFS, "two")
+    volumes.snapshot(ZFS, "three")
+    state = State("three", "one", with_snapshots=True)
+    export(ZFS, "zfs", stream, state)
     assert stream.stat().st_size < 6 * MIB
-    write(target, content(9), tmp_path / "data")  # what is not in a snapshot goes
+    write(target, content(9), place)  # what is not in a snapshot goes
     cli("pvesm", "import", target, "zfs", stream, "--snapshot", "three", "--base", "one", "--delete-snapshot", "two")
-    assert read(target, tmp_path / "data") == content(2)
+    assert read(target, place) == content(2)
     assert [found.name for found in volumes.snapshots(target)] == ["one", "three"]
     volumes.delete_snapshot(target, "three")
     volumes.rollback(target, "one")
-    assert read(target, tmp_path / "data") == content(1)
+    assert read(target, place) == content(1)
 
-    cli("pvesm", "export", source, "zfs", stream, "--snapshot", "three", "--with-snapshots", 1)
-    said = cli(
-        "pvesm", "import", target, "zfs", stream, "--snapshot", "three", "--with-snapshots", 1, "--allow-rename", 1
-    )
-    assert said == "successfully imported 'zfspool:vm-200-disk-0'\n"
+    state = State("three", with_snapshots=True)
+    export(ZFS, "zfs", stream, state)
+    assert fetch(target, "zfs", stream, state, rename=True) == "zfspool:vm-200-disk-0"
     assert [found.name for found in volumes.snapshots("zfspool:vm-200-disk-0")] == ["one", "two", "three"]
-    assert read("zfspool:vm-200-disk-0", tmp_path / "data") == content(2)
+    assert read("zfspool:vm-200-disk-0", place) == content(2)
 
 
 def test_folders_of_zfs_are_sent_too(tmp_path: Path) -> None:
@@ -192,21 +209,21 @@ def test_folders_of_zfs_are_sent_too(tmp_path: Path) -> None:
         transfer.copy(source, "dir:100/subvol-100-disk-0.subvol", State("__migration__"))
 
 
-def test_the_streams_of_another_volume_or_kind_leave_nothing(tmp_path: Path, cli: Callable[..., str]) -> None:
-    stream = tmp_path / "stream"
-    disk("zfspool:vm-100-disk-0", content(1), tmp_path / "data")
-    volumes.snapshot("zfspool:vm-100-disk-0", "one")
-    cli("pvesm", "export", "zfspool:vm-100-disk-0", "zfs", stream, "--snapshot", "one")
-    before = [volume.volid for volume in volumes.list_volumes("zfspool")]
-    cli("pvesm", "import", "zfspool:subvol-101-disk-0", "zfs", stream, "--snapshot", "one", status=255)
-    stream.write_bytes(stream.read_bytes()[:500_000])
-    cli("pvesm", "import", "zfspool:vm-101-disk-0", "zfs", stream, "--snapshot", "one", status=255)
-    stream.write_bytes(b"no stream" * 1000)
-    cli("pvesm", "import", "zfspool:vm-101-disk-0", "zfs", stream, "--snapshot", "one", status=255)
-    assert [volume.volid for volume in volumes.list_volumes("zfspool")] == before
+def test_streams_of_another_kind_or_that_are_cut_off_leave_nothing(tmp_path: Path) -> None:
+    stream, at = tmp_path / "stream", State("one")
+    disk(ZFS, content(1), tmp_path / "data")
+    volumes.snapshot(ZFS, "one")
+    export(ZFS, "zfs", stream, at)
+    with pytest.raises(PveError):
+        fetch("zfspool:subvol-101-disk-0", "zfs", stream, at)
+    for data in (stream.read_bytes()[:500_000], b"no stream" * 1000):
+        stream.write_bytes(data)
+        with pytest.raises(PveError):
+            fetch("zfspool:vm-101-disk-0", "zfs", stream, at)
+    assert [volume.volid for volume in volumes.list_volumes("zfspool")] == [ZFS]
 
 
-@pytest.mark.parametrize("target", [name for name in RING if ":vm-100" in name or "btrfs" in name])
+@pytest.mark.parametrize("target", [LVM, THIN, ZFS, RBD, BTRFS])
 def test_an_interrupted_import_leaves_nothing(target: str) -> None:
     storage = target.partition(":")[0]
     argv = [sys.executable, "-c", ENTRY.format(tool="pvesm"), "import", target, "raw+size", "-"]
@@ -222,7 +239,7 @@ def test_an_interrupted_import_leaves_nothing(target: str) -> None:
     assert volumes.list_volumes(storage) == []
 
 
-@pytest.mark.parametrize("target", [name for name in RING if ":vm-100" in name])
+@pytest.mark.parametrize("target", [LVM, THIN, ZFS, RBD])
 def test_a_stream_that_ends_too_early_leaves_nothing(tmp_path: Path, target: str) -> None:
     (tmp_path / "stream").write_bytes(struct.pack("<Q", SIZE) + content(1)[: 2 * MIB])
     with (tmp_path / "stream").open("rb") as stream, pytest.raises(PveError, match="the stream ended after 2097152 of"):

@@ -1,0 +1,102 @@
+"""Where streams come from and go to: files, connections, and what is said when there are none."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from pvetools.storage import endpoints
+from pvetools.system.errors import PveError
+
+
+def test_a_file_is_written_and_read(tmp_path: Path) -> None:
+    name = str(tmp_path / "stream")
+    for text in (b"longer content", b"short"):
+        with endpoints.output(name) as out:
+            os.write(out, text)
+        with endpoints.source(name, lambda _line: None) as stream:
+            assert os.read(stream, 100) == text
+
+
+def test_standard_output_and_input_are_a_dash() -> None:
+    with endpoints.source("-", lambda _line: None) as stream:
+        assert stream == 0
+
+
+def test_a_terminal_gets_no_stream() -> None:
+    master, slave = os.openpty()
+    kept = os.dup(1)
+    try:
+        os.dup2(slave, 1)
+        with pytest.raises(PveError, match="is not for a terminal"), endpoints.output("-"):
+            pass
+    finally:
+        os.dup2(kept, 1)
+        for fd in (master, slave, kept):
+            os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("/gone/stream", "can't open '/gone/stream': No such file or directory"),
+        ("tcp://nowhere", "'nowhere' is not an IP address"),
+        ("tcp://10.0.0.0/99", "'10.0.0.0/99' is not a network"),
+        ("tcp://203.0.113.0/24", "this host has no addresses in network '203.0.113.0/24', one is needed"),
+        ("tcp://203.0.113.7", "can't listen at '203.0.113.7': Cannot assign requested address"),
+        ("unix:///gone/socket", "can't listen at '/gone/socket': No such file or directory"),
+    ],
+)
+def test_what_cannot_be_opened_is_named(name: str, why: str) -> None:
+    with pytest.raises(PveError) as caught, endpoints.source(name, lambda _line: None):
+        pass
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_one_connection_is_awaited_on_a_port_for_migrations(address: str) -> None:
+    said: list[str] = []
+
+    def announce(line: str) -> None:
+        said.append(line)
+        if len(said) == 2:
+            threading.Thread(target=connect).start()
+
+    def connect() -> None:
+        with socket.create_connection((said[0], int(said[1])), timeout=10) as link:
+            link.sendall(b"data")
+
+    with endpoints.source(f"tcp://{address}", announce) as stream:
+        assert os.read(stream, 100) == b"data"
+        assert os.read(stream, 100) == b""
+    assert said[0] == address
+    assert 60000 <= int(said[1]) <= 60050
+
+
+def test_a_port_in_use_is_passed_over() -> None:
+    ports: list[int] = []
+
+    def announce(line: str) -> None:
+        if line.isdecimal():
+            ports.append(int(line))
+            if len(ports) == 1:
+                with endpoints.source("tcp://127.0.0.1", announce):
+                    pass
+            socket.create_connection(("127.0.0.1", int(line)), timeout=10).close()
+
+    with endpoints.source("tcp://127.0.0.1", announce):
+        pass
+    assert len({*ports}) == 2
+
+
+def test_nobody_is_awaited_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "_PATIENCE", 0.05)
+    for name in ("tcp://127.0.0.1", f"unix://{tmp_path}/socket"):
+        why = f"nobody connected to '{name}' within"
+        with pytest.raises(PveError, match=why), endpoints.source(name, lambda _line: None):
+            pass
+    assert not (tmp_path / "socket").exists()
