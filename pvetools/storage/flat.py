@@ -192,7 +192,11 @@ class FlatStorage(ABC):
     def need_snapshot(self, name: str, snapshot: str) -> None:
         """The snapshot must be there. NotFound."""
         if not self.kept(name, snapshot):
-            raise NotFound(f"volume '{self.id}:{name}' has no snapshot '{snapshot}'")
+            raise self.no_snapshot(name, snapshot)
+
+    def no_snapshot(self, name: str, snapshot: str) -> NotFound:
+        """The error about a snapshot that is not there."""
+        return NotFound(f"volume '{self.id}:{name}' has no snapshot '{snapshot}'")
 
     def need_no_snapshot(self, name: str, snapshot: str) -> None:
         """The name must be free. Exists."""

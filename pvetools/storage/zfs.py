@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from pvetools.storage.driver import Snapshot, Space
@@ -24,6 +25,10 @@ FILE_SYSTEM, VOLUME = "filesystem", "volume"
 _FOLDER_OPTIONS = ("-o", "acltype=posixacl", "-o", "xattr=sa")
 _COLUMNS = ("name", "type", "used", "creation", "origin", "volsize", "refquota", "mountpoint", "mounted")
 _LIST = ("zfs", "list", "-Hp", "-t", f"{FILE_SYSTEM},{VOLUME}", "-o", ",".join(_COLUMNS))
+_LIST_WHOLE = (
+    "zfs", "list", "-Hp", "-d", "1", "-t", f"{FILE_SYSTEM},{VOLUME},snapshot", "-s", "createtxg",
+    "-o", ",".join((*_COLUMNS, "clones")),
+)  # fmt: skip
 _DATASET = re.compile(r"[a-zA-Z][\w.:-]*(?:/[\w.:-]+)*", re.ASCII)
 _FULL_TEXT = ("out of space", "size is greater than available space", "quota exceeded")
 _BUSY_TEXT = ("dataset is busy", "pool or dataset is busy", "target is busy")
@@ -45,6 +50,15 @@ class Row(NamedTuple):
     mounted: bool = False
 
 
+class Whole(NamedTuple):
+    """A dataset with its snapshots, the datasets that lie on these, and those that lie below it (by full names)."""
+
+    row: Row
+    snapshots: list[Snapshot]
+    clones: list[str]
+    below: list[str]
+
+
 def here(argv: Sequence[str]) -> str:
     """Run a program on this host."""
     return run.run(argv).stdout
@@ -63,17 +77,34 @@ def check_dataset(name: str) -> str:
 
 def parse_rows(text: str, parent: str) -> list[Row]:
     """The children of a dataset in the output of ``zfs list -Hp``; the dataset itself and deeper ones are left out."""
-    rows: list[Row] = []
+    lines = [line.split("\t") for line in text.splitlines()]
+    return [_row(words) for words in lines if words[0].rpartition("/")[0] == parent]
+
+
+def _row(words: Sequence[str]) -> Row:
+    full, type_, used, created, origin, volsize, refquota, mountpoint, mounted = words
+    size = _number(volsize if type_ == VOLUME else refquota)
+    place = mountpoint if mountpoint.startswith("/") else ""
+    name = full.rpartition("/")[2]
+    return Row(name, type_, _number(used), _number(created), _value(origin), size, place, mounted == "yes")
+
+
+def parse_whole(text: str, dataset: str) -> Whole:
+    """A dataset with all that hangs on it, in the output of ``zfs list -Hp -d 1``, oldest first."""
+    row, snapshots, clones, below = None, list[Snapshot](), list[str](), list[str]()
     for line in text.splitlines():
-        full, type_, used, created, origin, volsize, refquota, mountpoint, mounted = line.split("\t")
-        above, _, name = full.rpartition("/")
-        if above == parent:
-            size = _number(volsize if type_ == VOLUME else refquota)
-            place = mountpoint if mountpoint.startswith("/") else ""
-            rows.append(
-                Row(name, type_, _number(used), _number(created), _value(origin), size, place, mounted == "yes")
-            )
-    return rows
+        *words, upon = line.split("\t")
+        full, type_, created = words[0], words[1], words[3]
+        if type_ == "snapshot":
+            snapshots.append(Snapshot(full.partition("@")[2], _number(created)))
+            clones += [name for name in _value(upon).split(",") if name]
+        elif full == dataset:
+            row = _row(words)
+        else:
+            below.append(full)
+    if row is None:
+        raise PveError(f"ZFS does not tell about dataset '{dataset}'")
+    return Whole(row, snapshots, clones, below)
 
 
 def _value(text: str) -> str:
@@ -82,15 +113,6 @@ def _value(text: str) -> str:
 
 def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() else 0
-
-
-def parse_snapshots(text: str) -> list[Snapshot]:
-    """Snapshots in the output of ``zfs list -Hp -o name,creation``, in its order."""
-    found: list[Snapshot] = []
-    for line in text.splitlines():
-        name, created = line.split("\t")
-        found.append(Snapshot(name.partition("@")[2], _number(created)))
-    return found
 
 
 def is_full(error: RunError) -> bool:
@@ -155,13 +177,7 @@ class Pool:
 
     def exists(self) -> bool:
         """Whether the dataset is there; its pool may not be imported."""
-        try:
-            self.call(["zfs", "list", "-H", "-o", "name", "--", self.dataset])
-        except RunError as error:
-            if is_missing(error):
-                return False
-            raise
-        return True
+        return bool(self._said_of(["zfs", "list", "-H", "-o", "name", "--", self.dataset]))
 
     def property(self, name: str, child: str = "") -> str:
         """A property of the dataset, or of a child."""
@@ -180,23 +196,22 @@ class Pool:
 
     def row(self, name: str) -> Row | None:
         """One child; None when it is not there."""
-        try:
-            text = self.call([*_LIST, "--", self.of(name)])
-        except RunError as error:
-            if is_missing(error):
-                return None
-            raise
+        text = self._said_of([*_LIST, "--", self.of(name)])
         return next(iter(parse_rows(text, self.dataset)), None)
 
-    def children(self, name: str) -> list[str]:
-        """Full names of the datasets below a child."""
-        argv = ["zfs", "list", "-H", "-r", "-t", f"{FILE_SYSTEM},{VOLUME}", "-o", "name", "--", self.of(name)]
-        return [line for line in self.call(argv).splitlines() if line != self.of(name)]
+    def whole(self, name: str) -> Whole | None:
+        """One child with all that hangs on it; None when it is not there."""
+        text = self._said_of([*_LIST_WHOLE, "--", self.of(name)])
+        return parse_whole(text, self.of(name)) if text else None
 
-    def clones(self, name: str) -> list[str]:
-        """Full names of the datasets that lie on snapshots of a child."""
-        argv = ["zfs", "list", "-H", "-d", "1", "-t", "snapshot", "-o", "clones", "--", self.of(name)]
-        return [clone for line in self.call(argv).splitlines() for clone in line.split(",") if clone not in ("", "-")]
+    def _said_of(self, argv: Sequence[str]) -> str:
+        """What a program says about a dataset; nothing when that is not there."""
+        try:
+            return self.call(argv)
+        except RunError as error:
+            if is_missing(error):
+                return ""
+            raise
 
     def make_volume(self, name: str, size: int, blocksize: str = "", *, sparse: bool = False, sync: str = "") -> None:
         """Make a volume; one that is not sparse reserves its size."""
@@ -229,11 +244,6 @@ class Pool:
     def unmount(self, name: str) -> None:
         """Unmount a file system."""
         self._patiently(["zfs", "unmount", self.of(name)])
-
-    def snapshots(self, name: str) -> list[Snapshot]:
-        """All snapshots of a child, oldest first."""
-        argv = ["zfs", "list", "-Hp", "-d", "1", "-t", "snapshot", "-o", "name,creation", "-s", "createtxg"]
-        return parse_snapshots(self.call([*argv, "--", self.of(name)]))
 
     def snapshot(self, name: str, snapshot: str) -> None:
         """Make a snapshot."""
@@ -270,12 +280,16 @@ class Pool:
 # Pools.
 
 
+def is_imported(pool: str) -> bool:
+    """Whether this host has a pool at work."""
+    return Path("/proc/spl/kstat/zfs", pool).is_dir()
+
+
 def import_pool(pool: str) -> None:
     """Import a pool of this host, unless it is imported already.
 
     Raises:
         PveError: it cannot be imported.
     """
-    if pool in run.run(["zpool", "list", "-H", "-o", "name"]).stdout.split():
-        return
-    run.run(["zpool", "import", "-d", "/dev/disk/by-id", "-o", "cachefile=none", pool])
+    if not is_imported(pool):
+        run.run(["zpool", "import", "-d", "/dev/disk/by-id", "-o", "cachefile=none", pool])

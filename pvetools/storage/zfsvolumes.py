@@ -10,7 +10,18 @@ from pvetools.storage import names
 from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Snapshot, Space, Wish
 from pvetools.storage.flat import FOLDER_KINDS, FlatStorage, Record
-from pvetools.storage.zfs import BASE_SNAPSHOT, FILE_SYSTEM, VOLUME, Caller, Pool, Row, check_dataset, is_busy, is_full
+from pvetools.storage.zfs import (
+    BASE_SNAPSHOT,
+    FILE_SYSTEM,
+    VOLUME,
+    Caller,
+    Pool,
+    Row,
+    Whole,
+    check_dataset,
+    is_busy,
+    is_full,
+)
 from pvetools.system import lock, task
 from pvetools.system.errors import NotFound, PveError, Refused, RunError
 from pvetools.system.units import MIB
@@ -91,12 +102,18 @@ class ZfsStorage(FlatStorage):
             raise NotFound(f"volume '{self.id}:{name}' does not exist")
         return row
 
-    def _unused(self, name: str) -> Row:
-        """A volume that must be there and that nobody uses."""
-        row = self.row(name)
+    def whole(self, name: str) -> Whole:
+        """The same with all that hangs on it. NotFound."""
+        parsed = self.parse(name)
+        whole = self.pool.whole(parsed.name)
+        if whole is None or _FORMATS.get(whole.row.type) != parsed.format:
+            raise NotFound(f"volume '{self.id}:{name}' does not exist")
+        return whole
+
+    def check_unused(self, name: str, row: Row) -> None:
+        """Refuse a volume that somebody uses."""
         if user := self.user_of(row):
             raise self.in_use(name, user)
-        return row
 
     # Making and removing.
 
@@ -121,7 +138,7 @@ class ZfsStorage(FlatStorage):
             self.pool.make_folder(own, wish.size)
         else:
             sync = "always" if options.nowritecache else ""
-            size = _whole(wish.size)
+            size = _rounded(wish.size)
             self.pool.make_volume(own, size, options.blocksize or "", sparse=bool(options.sparse), sync=sync)
 
     @contextlib.contextmanager
@@ -138,13 +155,13 @@ class ZfsStorage(FlatStorage):
 
     def free(self, name: str) -> None:
         with lock.storage_lock(self.id):
-            row = self._unused(name)
-            if clones := self.pool.clones(row.name):
-                raise Refused(
-                    f"base volume '{self.id}:{name}' is still in use by linked clone '{self._short(clones[0])}'"
-                )
-            if row.type == FILE_SYSTEM and (below := self.pool.children(row.name)):
+            row, _, clones, below = self.whole(name)
+            if clones:
+                clone = self._short(clones[0])
+                raise Refused(f"base volume '{self.id}:{name}' is still in use by linked clone '{clone}'")
+            if below:
                 raise Refused(f"volume '{self.id}:{name}' can't be removed: dataset '{below[0]}' lies in it")
+            self.check_unused(name, row)
             self.hidden(row.name)
             with self._explained(name):
                 self.pool.destroy(row.name)
@@ -161,7 +178,7 @@ class ZfsStorage(FlatStorage):
     def resize(self, name: str, size: int) -> None:
         with lock.storage_lock(self.id):
             row = self.row(name)
-            wanted = _whole(size) if row.type == VOLUME else size
+            wanted = _rounded(size) if row.type == VOLUME else size
             if row.size or row.type == VOLUME:
                 self.no_shrinking(name, row.size, size)
             with self._explained(name, wanted - row.size):
@@ -174,8 +191,7 @@ class ZfsStorage(FlatStorage):
     # Snapshots.
 
     def snapshots(self, name: str) -> list[Snapshot]:
-        row = self.row(name)
-        return [found for found in self.pool.snapshots(row.name) if found.name != BASE_SNAPSHOT]
+        return _kept(self.whole(name))
 
     def snapshot(self, name: str, snapshot: str) -> None:
         names.check_snapshot(snapshot)
@@ -194,32 +210,35 @@ class ZfsStorage(FlatStorage):
     def rollback(self, name: str, snapshot: str) -> None:
         names.check_snapshot(snapshot)
         with lock.storage_lock(self.id):
-            kept = [found.name for found in self.snapshots(name)]
-            self.need_snapshot(name, snapshot)
+            whole = self.whole(name)
+            kept = [found.name for found in _kept(whole)]
+            if snapshot not in kept:
+                raise self.no_snapshot(name, snapshot)
             if newer := kept[kept.index(snapshot) + 1 :]:
                 raise Refused(
                     f"can't roll back volume '{self.id}:{name}' to snapshot '{snapshot}': it is not its most recent "
                     f"snapshot, remove the newer ones first: {', '.join(newer)}"
                 )
-            row = self._unused(name)
-            self._drop_unfinished(row)
-            with self._away(row.name), self._explained(name):
-                self.pool.rollback(row.name, snapshot)
+            self.check_unused(name, whole.row)
+            self._drop_unfinished(whole)
+            with self._away(whole.row.name), self._explained(name):
+                self.pool.rollback(whole.row.name, snapshot)
 
-    def _drop_unfinished(self, row: Row) -> None:
+    def _drop_unfinished(self, whole: Whole) -> None:
         """Remove what a cut power has left of the making of a base."""
-        if not self.parse(row.name).is_base and any(
-            found.name == BASE_SNAPSHOT for found in self.pool.snapshots(row.name)
-        ):
-            self.pool.delete_snapshot(row.name, BASE_SNAPSHOT)
+        own = whole.row.name
+        if not self.parse(own).is_base and any(found.name == BASE_SNAPSHOT for found in whole.snapshots):
+            self.pool.delete_snapshot(own, BASE_SNAPSHOT)
 
     # Base volumes and linked clones.
 
     def make_base(self, name: str) -> str:
         with lock.storage_lock(self.id):
             base = self.check_becomes_base(name)
-            row = self._unused(name)
-            self._drop_unfinished(row)
+            whole = self.whole(name)
+            row = whole.row
+            self.check_unused(name, row)
+            self._drop_unfinished(whole)
             self.hidden(row.name)
             try:
                 with self._explained(name), contextlib.ExitStack() as undo:
@@ -248,7 +267,12 @@ class ZfsStorage(FlatStorage):
         return f"{parsed.name}/{own}"
 
 
-def _whole(size: int) -> int:
+def _kept(whole: Whole) -> list[Snapshot]:
+    """Snapshots but the one that linked clones lie on."""
+    return [found for found in whole.snapshots if found.name != BASE_SNAPSHOT]
+
+
+def _rounded(size: int) -> int:
     """Sizes of volumes are whole MiB, which every block size divides up to 1M."""
     return -(-size // MIB) * MIB
 

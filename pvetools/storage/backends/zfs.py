@@ -13,7 +13,7 @@ from pathlib import Path
 from pvetools.storage import iscsi, lio, san
 from pvetools.storage.driver import Capabilities, Network, Source
 from pvetools.storage.lio import Lun
-from pvetools.storage.zfs import Caller, Row
+from pvetools.storage.zfs import Caller, Row, check_dataset
 from pvetools.storage.zfsvolumes import ZfsStorage
 from pvetools.system import lock, paths, run
 from pvetools.system.errors import PveError, Refused, RunError
@@ -69,7 +69,11 @@ class ZfsOverIscsi(ZfsStorage):
         self._check_options()
         if not self._key.is_file():
             raise PveError(f"unable to activate storage '{self.id}' - there is no ssh key '{self._key}'")
+        check_dataset(self.pool.dataset)
         san.reach(self._portal)
+
+    def verify(self) -> None:
+        self.activate()
         self.check_pool()
         self._target.luns()
 

@@ -48,13 +48,17 @@ class ZfsPool(ZfsStorage):
 
     def activate(self) -> None:
         pool = zfs.check_dataset(self.pool.dataset).partition("/")[0]
-        if self.pool.exists():
+        if zfs.is_imported(pool):
             return
         with lock.storage_lock(self.id):
             try:
                 zfs.import_pool(pool)
             except RunError as error:
                 raise PveError(f"unable to activate storage '{self.id}' - {error}") from error
+        self.check_pool()
+
+    def verify(self) -> None:
+        self.activate()
         self.check_pool()
 
     # Places.
@@ -106,8 +110,9 @@ class ZfsPool(ZfsStorage):
             pause = min(2 * pause, 0.5)
 
     def gone(self, own: str) -> None:
+        """Wait until the device is no longer that of the volume; its link may stay for another moment."""
         device, deadline = self.device(own), time.monotonic() + _PATIENCE
-        while not is_folder(own) and os.path.lexists(device):
+        while not is_folder(own) and volume_of(device) == self.pool.of(own):
             if time.monotonic() > deadline:
                 log.warn(f"device '{device}' of a volume that was removed is still there")
                 return
@@ -152,7 +157,8 @@ class ZfsPool(ZfsStorage):
     def receive(self, name: str, what: Stream, source: int, *, rename: bool) -> str:
         if what.base:
             self.need_snapshot(name, what.base)
-            row = self._unused(name)
+            row = self.row(name)
+            self.check_unused(name, row)
             with self._away(row.name), self._explained(name):
                 stream(zfs.receive_argv(self.pool.of(row.name)), stdin=source)
             return name

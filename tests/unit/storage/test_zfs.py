@@ -35,9 +35,20 @@ def test_the_children_of_a_dataset_are_read_from_its_list() -> None:
     assert zfs.parse_rows("", "tank") == []
 
 
-def test_snapshots_keep_the_order_of_the_list() -> None:
-    text = "tank/vm-100-disk-0@zebra\t1700000001\ntank/vm-100-disk-0@ape\t1700000001\n"
-    assert zfs.parse_snapshots(text) == [Snapshot("zebra", 1700000001), Snapshot("ape", 1700000001)]
+WHOLE = (
+    "tank/base-1-disk-0\tvolume\t57344\t1700000001\t-\t33554432\t-\t-\t-\t-\n"
+    "tank/base-1-disk-0@zebra\tsnapshot\t0\t1700000002\t-\t33554432\t-\t-\t-\t\n"
+    "tank/base-1-disk-0@ape\tsnapshot\t0\t1700000002\t-\t33554432\t-\t-\t-\ttank/vm-2-disk-0,other/theirs\n"
+    "tank/base-1-disk-0/below\tfilesystem\t0\t1700000003\t-\t-\t0\tnone\tno\t-\n"
+)
+
+
+def test_snapshots_keep_their_order_and_clones_and_what_lies_below_are_found() -> None:
+    row, snapshots, clones, below = zfs.parse_whole(WHOLE, "tank/base-1-disk-0")
+    assert row == Row("base-1-disk-0", "volume", 57344, 1700000001, size=33554432)
+    assert snapshots == [Snapshot("zebra", 1700000002), Snapshot("ape", 1700000002)]
+    assert clones == ["tank/vm-2-disk-0", "other/theirs"]
+    assert below == ["tank/base-1-disk-0/below"]
 
 
 @pytest.mark.parametrize("name", ["tank", "tank/vms", "rpool/data/a.b:c-d_e", "t-1/9"])
