@@ -175,10 +175,6 @@ class Pool:
         """Full name of a child or of its snapshot."""
         return f"{self.dataset}/{name}" + (f"@{snapshot}" if snapshot else "")
 
-    def exists(self) -> bool:
-        """Whether the dataset is there; its pool may not be imported."""
-        return bool(self._said_of(["zfs", "list", "-H", "-o", "name", "--", self.dataset]))
-
     def property(self, name: str, child: str = "") -> str:
         """A property of the dataset, or of a child."""
         target = self.of(child) if child else self.dataset

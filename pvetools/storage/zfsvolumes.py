@@ -18,9 +18,9 @@ from pvetools.storage.zfs import (
     Pool,
     Row,
     Whole,
-    check_dataset,
     is_busy,
     is_full,
+    is_missing,
 )
 from pvetools.system import lock, task
 from pvetools.system.errors import NotFound, PveError, Refused, RunError
@@ -63,14 +63,17 @@ class ZfsStorage(FlatStorage):
 
     # State and listings.
 
-    def check_pool(self) -> None:
-        """Refuse a malformed name before it reaches the tools, and a dataset that is not there."""
-        check_dataset(self.pool.dataset)
-        if not self.pool.exists():
-            raise PveError(f"unable to activate storage '{self.id}' - there is no ZFS dataset '{self.pool.dataset}'")
-
     def status(self) -> Space:
-        return self.pool.space()
+        try:
+            return self.pool.space()
+        except RunError as error:
+            if is_missing(error):
+                raise PveError(f"storage '{self.id}': there is no ZFS dataset '{self.pool.dataset}'") from None
+            raise
+
+    def verify(self) -> None:
+        self.activate()
+        self.status()
 
     def rows(self) -> Iterator[Row]:
         """Our volumes as ZFS has them."""

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pvetools.storage import iscsi, lio, san
-from pvetools.storage.driver import Capabilities, Network, Source
+from pvetools.storage.driver import Capabilities, Network, Source, Space
 from pvetools.storage.lio import Lun
 from pvetools.storage.zfs import Caller, Row, check_dataset
 from pvetools.storage.zfsvolumes import ZfsStorage
@@ -72,10 +72,9 @@ class ZfsOverIscsi(ZfsStorage):
         check_dataset(self.pool.dataset)
         san.reach(self._portal)
 
-    def verify(self) -> None:
-        self.activate()
-        self.check_pool()
+    def status(self) -> Space:
         self._target.luns()
+        return super().status()
 
     def _check_options(self) -> None:
         options = self.definition.options

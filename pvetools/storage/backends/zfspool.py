@@ -55,11 +55,6 @@ class ZfsPool(ZfsStorage):
                 zfs.import_pool(pool)
             except RunError as error:
                 raise PveError(f"unable to activate storage '{self.id}' - {error}") from error
-        self.check_pool()
-
-    def verify(self) -> None:
-        self.activate()
-        self.check_pool()
 
     # Places.
 
