@@ -35,6 +35,13 @@ def link(image: Image) -> Path:
     return Path("/dev/rbd", image.spec)
 
 
+def mapped(pool: str, namespace: str) -> list[str]:
+    """Names of the images of a pool, of whichever cluster, that the kernel has."""
+    entries = [*_BUS.glob("*")]
+    places = {entry: (_read(entry, "pool"), _read(entry, "pool_ns")) for entry in entries}
+    return [_read(entry, "name") for entry, place in places.items() if place == (pool, namespace)]
+
+
 def find(cluster: Cluster, image: Image) -> Path | None:
     """The device of an image that is mapped; None for one that is not."""
     found = [entry for entry in _BUS.glob("*") if _is(entry, image)]

@@ -78,6 +78,11 @@ class Rbd(FlatStorage):
         """There is nothing to do; what has no configuration can't be used."""
         _ = self.cluster, self.pool, self.namespace, self.data_pool
 
+    def deactivate(self) -> None:
+        for name in krbd.mapped(self.pool, self.namespace):
+            if self._is_ours(name):
+                krbd.unmap(self.cluster, self.image(name))  # what is used stays
+
     def prepare(self) -> None:
         self.verify()
 
@@ -144,9 +149,15 @@ class Rbd(FlatStorage):
 
     def records(self) -> Iterator[Record]:
         for row in self._told("ls", "--long", *self._place()):
-            with contextlib.suppress(PveError):  # foreign names
-                if "snapshot" not in row and self.parse(row["image"]).name == row["image"]:
-                    yield Record(row["image"], row["size"], parent=self._parent(row))
+            if "snapshot" not in row and self._is_ours(row["image"]):
+                yield Record(row["image"], row["size"], parent=self._parent(row))
+
+    def _is_ours(self, own: str) -> bool:
+        """Whether a name is that of a volume, and not a foreign one."""
+        try:
+            return self.parse(own).name == own
+        except PveError:
+            return False
 
     def _place(self) -> list[str]:
         return ["--pool", self.pool, *(["--namespace", self.namespace] if self.namespace else [])]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.storage import blockdev, secrets, volumes
+from pvetools.storage import blockdev, registry, secrets, volumes
 from pvetools.system import paths
 from pvetools.system.errors import Refused
 from tests.real.ceph import Cluster
@@ -80,3 +80,15 @@ def test_the_same_name_elsewhere_is_another_image(vms: Cluster, volid: str) -> N
     volumes.free(inside)
     assert outside.exists()
     paths.storage_config().write_text(cephs.section("content images,rootdir"))
+
+
+def test_a_storage_that_is_removed_leaves_nothing_mapped_but_what_is_used(vms: Cluster, volid: str) -> None:
+    used, idle = volumes.mountable(volid).path, volumes.alloc(STORAGE, 100, 16 * MIB)
+    volumes.mountable(idle)
+    sh(f"mkfs.ext4 -q {used}; mkdir -p /mnt/krbd; mount {used} /mnt/krbd")
+    registry.driver(volumes.get(STORAGE)).deactivate()
+    assert mapped() == ["vm-100-disk-0"]
+    sh("umount /mnt/krbd")
+    registry.driver(volumes.get(STORAGE)).deactivate()
+    assert mapped() == []
+    volumes.free(idle)
