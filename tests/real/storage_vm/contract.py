@@ -563,7 +563,7 @@ def _one_of_many(form: str, number: int, size: int) -> str:
 
 def test_many_processes_that_allocate_at_once_get_volumes_of_their_own(empty: Case) -> None:
     size = MIB if empty.size else 0
-    with multiprocessing.get_context("fork").Pool(20) as pool:
+    with multiprocessing.get_context("fork").Pool(10) as pool:
         made = pool.starmap(_one_of_many, [(empty.form, number, size) for number in range(CROWD)], chunksize=1)
         assert len({*made}) == CROWD
         assert {*made} == {*empty.listed()}
