@@ -7,7 +7,9 @@ import html
 import http.client
 import re
 import ssl
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -17,6 +19,9 @@ from pvetools.system.errors import NotFound, PveError
 
 TIMEOUT = 30.0
 _LARGEST = 64 << 20
+_LARGEST_REFUSAL = 64 << 10
+_BLOCK, _BLOCKS = 1 << 20, 64  # bytes of a kept piece, and how many are kept
+_ATTEMPTS = 4
 _ENVELOPE = (
     '<?xml version="1.0" encoding="UTF-8"?><Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"'
     ' xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"><Body><{name} xmlns="urn:vim25">{body}</{name}></Body>'
@@ -102,25 +107,34 @@ class Session:
 
     # Calls.
 
-    def _request(self, verb: str, path: str, body: bytes | None = None, more: dict[str, str] | None = None) -> _Answer:
-        server = self.server
+    def connection(self) -> http.client.HTTPSConnection:
+        """A new connection, which is made with its first request."""
         context = ssl.create_default_context()
-        if not server.verify:
+        if not self.server.verify:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        connection = http.client.HTTPSConnection(server.host, server.port, timeout=TIMEOUT, context=context)
-        headers = {"User-Agent": "pvetools", **({"Cookie": self.cookie} if self.cookie else {}), **(more or {})}
-        try:
-            connection.request(verb, path, body=body, headers=headers)
-            return _Answer(connection, connection.getresponse())
-        except ssl.SSLCertVerificationError as error:
-            connection.close()
-            raise PveError(
-                f"the certificate of server '{server.host}' is not trusted ({error.verify_message}); "
+        return http.client.HTTPSConnection(self.server.host, self.server.port, timeout=TIMEOUT, context=context)
+
+    def headers(self, more: Mapping[str, str]) -> dict[str, str]:
+        """Headers of a request."""
+        return {"User-Agent": "pvetools", **({"Cookie": self.cookie} if self.cookie else {}), **more}
+
+    def explained(self, error: Exception) -> PveError:
+        """What went wrong with a connection, in words that name the server."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return PveError(
+                f"the certificate of server '{self.server.host}' is not trusted ({error.verify_message}); "
                 "skip-cert-verification trusts it whatever it is"
-            ) from None
+            )
+        return PveError(f"server '{self.server.host}' port {self.server.port}: {_reason(error)}")
+
+    def _request(self, verb: str, path: str, body: bytes | None = None, more: Mapping[str, str] = {}) -> _Answer:
+        connection = self.connection()
+        try:
+            connection.request(verb, path, body=body, headers=self.headers(more))
+            return _Answer(connection, connection.getresponse())
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise PveError(f"server '{server.host}' port {server.port}: {_reason(error)}") from None
+            raise self.explained(error) from None
 
     def call(self, name: str, this: str, body: str = "") -> Node:
         """Call a method; gives the element that it returned.
@@ -219,11 +233,6 @@ class Session:
 
     # Files.
 
-    def url(self, place: Place) -> str:
-        """Address of a file."""
-        host = f"[{self.server.host}]" if ":" in self.server.host else self.server.host
-        return f"https://{host}:{self.server.port}{_path(place)}"
-
     def read(self, place: Place, limit: int) -> bytes:
         """The beginning of a file, at most ``limit`` bytes.
 
@@ -244,13 +253,82 @@ class Session:
             return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
 
     @contextlib.contextmanager
-    def _file(self, verb: str, place: Place, more: dict[str, str]) -> Iterator[_Answer]:
+    def _file(self, verb: str, place: Place, more: Mapping[str, str]) -> Iterator[_Answer]:
         with self._request(verb, _path(place), more=more) as answer:
             if answer.status == 404:
                 raise NotFound(f"server '{self.server.host}' has no file '{place}'")
             if answer.status not in (200, 206):
                 raise PveError(f"server '{self.server.host}' does not give '{place}': {answer.status} {answer.reason}")
             yield answer
+
+
+class Reader:
+    """A file that is read in pieces, by several threads at a time; each of them keeps its connection."""
+
+    def __init__(self, session: Session, place: Place) -> None:
+        self._session, self._place = session, place
+        self._mine = threading.local()
+        self._login = threading.Lock()
+        self._block = lru_cache(_BLOCKS)(self._fetch_block)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A piece of the file; small ones come out of larger ones that are kept for a while.
+
+        Raises:
+            PveError: the server does not give it, also when it is asked again.
+        """
+        if length >= _BLOCK:
+            return self._fetch(offset, length)
+        data, at = b"", offset
+        while len(data) < length:
+            block = self._block(at // _BLOCK)
+            piece = block[at % _BLOCK : at % _BLOCK + length - len(data)]
+            if not piece:
+                raise PveError(f"'{self._place}' ended at byte {at}")
+            data, at = data + piece, at + len(piece)
+        return data
+
+    def _fetch_block(self, number: int) -> bytes:
+        return self._fetch(number * _BLOCK, _BLOCK, whole=False)
+
+    def _fetch(self, offset: int, length: int, *, whole: bool = True) -> bytes:
+        for attempt in range(1, _ATTEMPTS + 1):
+            cookie = self._session.cookie
+            try:
+                status, data = self._ask(offset, length)
+            except (OSError, http.client.HTTPException) as error:
+                self._drop()
+                if attempt == _ATTEMPTS:
+                    raise self._session.explained(error) from None
+                continue
+            if status == 206 and (len(data) == length or not whole):
+                return data
+            if status not in (401, 403) or attempt == _ATTEMPTS:
+                raise PveError(
+                    f"server '{self._session.server.host}' does not give a piece of '{self._place}': {status}"
+                )
+            self._renew(cookie)
+        raise AssertionError  # the last attempt has ended before
+
+    def _ask(self, offset: int, length: int) -> tuple[int, bytes]:
+        connection = getattr(self._mine, "connection", None) or self._session.connection()
+        self._mine.connection = connection
+        headers = self._session.headers({"Range": f"bytes={offset}-{offset + length - 1}"})
+        connection.request("GET", _path(self._place), headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read(length if response.status == 206 else _LARGEST_REFUSAL)
+
+    def _drop(self) -> None:
+        if connection := getattr(self._mine, "connection", None):
+            connection.close()
+        self._mine.connection = None
+
+    def _renew(self, cookie: str) -> None:
+        """Log in again, unless another thread has done that since."""
+        self._drop()
+        with self._login:
+            if self._session.cookie == cookie:
+                self._session.login()
 
 
 def _path(place: Place) -> str:

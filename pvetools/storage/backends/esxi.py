@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pvetools.storage import images, imported, secrets, vmx, vsphere
+from pvetools.storage import images, imported, nbdserver, secrets, vmx, vsphere
 from pvetools.storage.driver import Source, Space, Volume
 from pvetools.storage.flat import Record
 from pvetools.storage.imported import Disk, Guest, Warn
 from pvetools.storage.names import VolumeName
 from pvetools.storage.san import ForeignStorage
-from pvetools.storage.vsphere import Inventory, Place, Server, Session
-from pvetools.system import paths, task
+from pvetools.storage.vsphere import Inventory, Place, Reader, Server, Session
 from pvetools.system.errors import PveError, Refused
 
 _NAME = re.compile(r"([^/\x00-\x1f\x7f]+)/([^/\x00-\x1f\x7f]+)/([^\x00-\x1f\x7f]+\.(vmx|vmdk))")
 _HEAD = 64 << 10
 _LARGEST = 1 << 20  # bytes of a configuration
-_READ_AHEAD = 2 << 20
-_REQUEST_TIMEOUT = 300  # seconds that QEMU waits for a piece
 
 
 class _Image(NamedTuple):
@@ -144,18 +139,14 @@ class Esxi(ForeignStorage):
 
     @contextlib.contextmanager
     def importable(self, name: str, folder: Path | None = None) -> Iterator[Source]:
-        """QEMU reads the disk from the server; the cookie of our login is in a file that only root reads."""
+        """QEMU asks this process for pieces of the disk, which asks the server: no secret leaves it."""
         if self.parse(name).format != "vmdk":
             raise Refused(f"volume '{self.id}:{name}' is no disk; name one of its disks, as import-metadata shows them")
-        with self._session() as session, _secret(session.cookie) as secret:
+        with self._session() as session:
             image = self._image(session, self._place(name))
-            file = {
-                "driver": "https", "url": session.url(image.place), "cookie-secret": "esxi", "readahead": _READ_AHEAD,
-                "timeout": _REQUEST_TIMEOUT, "sslverify": session.server.verify,
-            }  # fmt: skip
-            url = "json:" + json.dumps({"driver": image.format, "file": file})
-            option = f"--object=secret,id=esxi,file={str(secret).replace(',', ',,')}"
-            yield Source("network", Path(f"/{name}"), image.format, url, options=(option,))
+            reader = Reader(session, image.place)
+            with nbdserver.serving(session.size(image.place), reader.read) as url:
+                yield Source("network", Path(f"/{name}"), image.format, url)
 
 
 def _runs(inventory: Inventory, place: Place) -> bool:
@@ -176,16 +167,3 @@ def _sparse_size(head: bytes, place: Place) -> int:
         except PveError as error:
             kind = Refused if isinstance(error, Refused) else PveError
             raise kind(str(error).replace(file.name, str(place))) from None
-
-
-@contextlib.contextmanager
-def _secret(text: str) -> Iterator[Path]:
-    """A file with a secret for QEMU's tools, gone with the block."""
-    paths.run_dir().mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as undo:
-        with task.uninterrupted():
-            fd, name = tempfile.mkstemp(prefix="esxi-", dir=paths.run_dir())  # mode 0600
-            undo.callback(Path(name).unlink, missing_ok=True)
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
-        yield Path(name)

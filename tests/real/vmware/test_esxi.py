@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pvetools.storage import volumes
+from pvetools.storage import volumes, vsphere
 from pvetools.system import paths
 from pvetools.system.errors import NotFound, PveError, Refused
 from tests.real.vmware import host as simulated
@@ -211,7 +212,7 @@ def test_a_disk_is_imported_bit_for_bit(storage: Root, data: Path, name: str, fo
     target = storage / f"var/lib/vz/images/100/vm-100-disk-0.{form}"
     words = ["qemu-img", "compare", "-f", "raw", "-F", form, str(data), str(target)]
     assert subprocess.run(words, check=False).returncode == 0
-    assert list((storage / "run/pvetools").glob("esxi-*")) == []
+    assert list((storage / "run/pvetools").glob("nbd-*")) == []
 
 
 def test_a_machine_is_made_as_it_was_described(storage: Root) -> None:
@@ -229,15 +230,51 @@ def test_a_machine_is_made_as_it_was_described(storage: Root) -> None:
     assert "net0: vmxnet3=00:0C:29:AB:CD:EF,bridge=vmbr0" in config
 
 
-def test_no_secret_is_on_a_command_line(storage: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_leaves_this_process(storage: Root) -> None:
     with volumes.importable(f"esx:{STORE}/ha-host_VM0/flat.vmdk") as source:
         words = " ".join([source.image, *source.options])
         assert PASSWORD not in words
         assert "vmware_soap_session" not in words
-        (kept,) = (storage / "run/pvetools").glob("esxi-*")
-        assert kept.stat().st_mode & 0o777 == 0o600
-        assert kept.read_text().startswith("vmware_soap_session=")
-    assert not kept.exists()
+        (folder,) = (storage / "run/pvetools").glob("nbd-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+
+
+def test_a_login_that_has_expired_is_renewed(storage: Root, data: Path) -> None:
+    with vsphere.session(vsphere.Server("127.0.0.1", _port(), USER, PASSWORD, verify=False)) as session:
+        reader = vsphere.Reader(session, vsphere.Place(*STORE.split("/"), "ha-host_VM0/flat-flat.vmdk"))
+        assert reader.read(1 << 20, 2 << 20) == data.read_bytes()[1 << 20 : 3 << 20]
+        session.cookie = "vmware_soap_session=expired"
+        assert reader.read(100, 50) == data.read_bytes()[100:150]
+        assert session.cookie != "vmware_soap_session=expired"
+        with pytest.raises(PveError, match="does not give a piece of .*: 416"):
+            reader.read((6 << 20) - 10, 20)
+
+
+def _port() -> int:
+    return volumes.get("esx").options.port or 443
+
+
+def test_a_server_that_dies_in_the_middle_is_named(root: Root, tmp_path: Path) -> None:
+    with simulated.running() as host:
+        folder = host.folder / "ha-host_VM0"
+        with (folder / "big-flat.vmdk").open("wb") as file:
+            file.truncate(8 << 30)
+        (folder / "big.vmdk").write_text(f'# Disk DescriptorFile\nRW {(8 << 30) // 512} VMFS "big-flat.vmdk"\n')
+        assert add(root, host, "--skip-cert-verification", 1).status == 0
+        words = ["create", 100, "--scsi0", f"local:0,import-from=esx:{STORE}/ha-host_VM0/big.vmdk"]
+        process = root.spawn("qm", *words, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while not list((root / "run/pvetools").glob("nbd-*")):
+            assert time.monotonic() < deadline, "the import did not begin within 60 s"
+            assert process.poll() is None
+            time.sleep(0.02)
+        host.process.kill()
+        _, said = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert b"server '127.0.0.1' port" in said
+    assert not (root / "var/lib/vz/images/100").exists()
+    assert not root.config(100).exists()
 
 
 BAD = [
