@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,18 +38,25 @@ def handed(path: Path, timeout: float = DEFAULT_TIMEOUT, *, what: str = "") -> I
 
 
 def _wait(fd: int, path: Path, timeout: float, what: str) -> None:
-    deadline, pause = time.monotonic() + timeout, 0.005
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                held = f"{what or 'lock'} is in use by another process"
-                raise LockTimeout(f"can't lock file '{path}' - got timeout; {held}") from None
-            time.sleep(pause)
-            pause = min(pause * 2, 0.1)
-        else:
-            return
+    """Take the lock. Whoever waits stands in the kernel's queue: trying again and again could fail for ever."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    import threading
+
+    taken: list[bool] = []
+
+    def take() -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        taken.append(True)
+
+    # One that gives up stays in the queue until it is its turn; with the descriptor closed, it lets go at once.
+    waiter = threading.Thread(target=take, daemon=True)
+    waiter.start()
+    waiter.join(timeout)
+    if not taken:
+        held = f"{what or 'lock'} is in use by another process"
+        raise LockTimeout(f"can't lock file '{path}' - got timeout; {held}")
 
 
 def guest_lock(vmid: int, timeout: float = DEFAULT_TIMEOUT) -> contextlib.AbstractContextManager[None]:

@@ -96,6 +96,41 @@ def test_a_lock_is_held_by_one_process_at_a_time_and_released_by_its_death(root:
         pass
 
 
+def _greedy(ready: Barrier, ended: SimpleQueue[float]) -> None:
+    """Takes the lock again as soon as it has let go of it; tells how long it waited at most."""
+    ready.wait(30)
+    waits = []
+    for _ in range(20):
+        start = time.monotonic()
+        with lock.storage_lock("busy"):
+            waits.append(time.monotonic() - start)
+            time.sleep(0.01)
+    ended.put(max(waits))
+
+
+def test_whoever_waits_gets_a_lock_in_turn(root: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, ended = context.Barrier(6), context.SimpleQueue()
+    processes = [context.Process(target=_greedy, args=(ready, ended)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    longest = max(ended.get() for _ in processes)
+    for process in processes:
+        process.join(30)
+    assert longest < 0.5, "five others hold it for 10 ms each"
+
+
+def test_one_that_gave_up_lets_go_when_its_turn_comes(root: Path) -> None:
+    process = _holder("lock.guest_lock(100)")
+    with pytest.raises(LockTimeout), lock.guest_lock(100, timeout=0.1):
+        pass
+    process.kill()
+    process.wait(20)
+    for _ in range(2):
+        with lock.guest_lock(100, timeout=5):
+            pass
+
+
 def test_locks_of_two_guests_do_not_meet(root: Path) -> None:
     with lock.guest_lock(100), lock.guest_lock(101, timeout=0):
         pass
