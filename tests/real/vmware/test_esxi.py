@@ -247,7 +247,7 @@ def test_a_login_that_has_expired_is_renewed(storage: Root, data: Path) -> None:
         session.cookie = "vmware_soap_session=expired"
         assert reader.read(100, 50) == data.read_bytes()[100:150]
         assert session.cookie != "vmware_soap_session=expired"
-        with pytest.raises(PveError, match="does not give a piece of .*: 416"):
+        with pytest.raises(PveError, match=r"does not give a piece of .*: 416"):
             reader.read((6 << 20) - 10, 20)
 
 
