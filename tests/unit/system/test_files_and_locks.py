@@ -96,28 +96,19 @@ def test_a_lock_is_held_by_one_process_at_a_time_and_released_by_its_death(root:
         pass
 
 
-def _greedy(ready: Barrier, ended: SimpleQueue[float]) -> None:
-    """Takes the lock again as soon as it has let go of it; tells how long it waited at most."""
-    ready.wait(30)
-    waits = []
-    for _ in range(20):
-        start = time.monotonic()
-        with lock.storage_lock("busy"):
-            waits.append(time.monotonic() - start)
-            time.sleep(0.01)
-    ended.put(max(waits))
-
-
-def test_whoever_waits_gets_a_lock_in_turn(root: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    ready, ended = context.Barrier(6), context.SimpleQueue()
-    processes = [context.Process(target=_greedy, args=(ready, ended)) for _ in range(6)]
-    for process in processes:
-        process.start()
-    longest = max(ended.get() for _ in processes)
-    for process in processes:
-        process.join(30)
-    assert longest < 0.5, "five others hold it for 10 ms each"
+def test_whoever_waits_stands_in_the_kernels_queue(root: Path) -> None:
+    process = _holder("lock.guest_lock(100)")
+    inode = (paths.lock_dir() / "guest-100.lock").stat().st_ino
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", "from pvetools.system import lock\nwith lock.guest_lock(100): pass"]
+    )
+    deadline = time.monotonic() + 20
+    while not any("->" in line and f":{inode} " in line for line in Path("/proc/locks").read_text().splitlines()):
+        assert time.monotonic() < deadline, "nobody stands in the queue after 20 s"
+        time.sleep(0.02)
+    process.kill()
+    process.wait(20)
+    assert waiting.wait(20) == 0
 
 
 def test_one_that_gave_up_lets_go_when_its_turn_comes(root: Path) -> None:
