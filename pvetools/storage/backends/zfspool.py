@@ -24,6 +24,7 @@ from pvetools.system.units import MIB
 DEVICES = Path("/dev/zvol")
 _BOTH = frozenset({"raw", "subvol"})
 _NAME_REQUEST, _NAME_SIZE = 0x8100127D, 256  # asks a device of ZFS for the name of its volume
+_FLUSH_REQUEST = 0x1261  # has the kernel write what it keeps of a device, and forget it
 _PATIENCE = 30.0  # udev makes the links to devices in its own time
 
 
@@ -127,15 +128,18 @@ class ZfsPool(ZfsStorage):
 
     @contextlib.contextmanager
     def _away(self, own: str) -> Iterator[None]:
-        """A file system that is rolled back is unmounted for that moment: the kernel remembers what it held."""
-        if not is_folder(own) or not self.row(own).mounted:
+        """The kernel remembers what a volume held before it was rolled back, unless it is told to forget that."""
+        if not is_folder(own):
             yield
-            return
-        self.pool.unmount(own)
-        try:
+            _forget_cached(self.device(own))
+        elif self.row(own).mounted:
+            self.pool.unmount(own)
+            try:
+                yield
+            finally:
+                self.pool.mount(own)
+        else:
             yield
-        finally:
-            self.pool.mount(own)
 
     # Streams.
 
@@ -195,6 +199,16 @@ def volume_of(device: Path) -> str:
     finally:
         os.close(fd)
     return answer.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _forget_cached(device: Path) -> None:
+    """Drop what the kernel keeps of a device in its memory; programs that look into new devices leave some there."""
+    with contextlib.suppress(FileNotFoundError):  # then nothing was kept
+        fd = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _FLUSH_REQUEST, 0)
+        finally:
+            os.close(fd)
 
 
 def _mounts_everywhere() -> Iterator[mounts.Mount]:
