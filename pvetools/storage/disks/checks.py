@@ -45,7 +45,7 @@ def locked() -> contextlib.AbstractContextManager[None]:
     return lock.locked(paths.lock_dir() / "disks.lock", LOCK_TIMEOUT, what="another change of disks")
 
 
-def find(device: str, known: disks.Facts | None = None) -> Device:
+def find(device: str, blocks: Iterable[disks.Block] | None = None) -> Device:
     """The disk or partition that a device node or a link to it stands for.
 
     Raises:
@@ -54,7 +54,7 @@ def find(device: str, known: disks.Facts | None = None) -> Device:
     path = Path(os.path.realpath(device))
     if not blockdev.is_device(path):
         raise NotFound(f"block device '{device}' does not exist")
-    for disk in (known or facts.collect()).blocks:
+    for disk in facts.blocks() if blocks is None else blocks:
         for block in (disk, *disk.partitions):
             if Path(os.path.realpath(block.path)) == path:
                 return Device(path, disk, None if block is disk else block)
@@ -77,8 +77,8 @@ def require_free(name: str) -> Device:
     Raises:
         NotFound. Refused: with what is on it.
     """
-    known = facts.collect()
-    device = find(name, known)
+    known = facts.collect(osds=False)
+    device = find(name, known.blocks)
     require_idle(device)
     use = disks.partition_used(device.partition, known) if device.partition else disks.used(device.disk, known)
     if use := use or ", ".join(signatures(device.path)):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ _DISK = re.compile(r"(?:[hs]|x?v)d[a-z]+|nvme\d+n\d+|cciss!c\d+d\d+", re.ASCII)
 # LUNs of a storage in the network are no disks of this node
 _ISCSI = re.compile(r"host[^/]*/session[^/]*")
 _FABRICS = ("tcp", "rdma")
+_ZPOOLS = ("zpool", "list", "-HPLv")
+_OSDS = (
+    "lvs", "-S", "lv_name=~^osd-", "-o", "devices,lv_name,lv_tags", "--noheadings", "--readonly", "--separator", ";",
+)  # fmt: skip
 
 
 def _read(path: Path) -> str:
@@ -29,14 +34,16 @@ def _read(path: Path) -> str:
 
 
 def parse_udev(text: str) -> dict[str, str]:
-    """The properties in the output of ``udevadm info --query all``."""
+    """The properties of one device in the output of ``udevadm info --query all``."""
     rows = (line[3:].partition("=") for line in text.splitlines() if line.startswith("E: "))
     return {key: value for key, _, value in rows}
 
 
-def _udev(folder: Path) -> dict[str, str]:
-    done = run.run(["udevadm", "info", "--query", "all", "--path", folder], check=False, timeout=TIMEOUT)
-    return parse_udev(done.stdout)
+def _udev(folders: Iterable[Path]) -> dict[str, dict[str, str]]:
+    """Properties of several devices, by kernel names; what udev does not know is missing."""
+    told = _said("udevadm", "info", "--query", "all", *map(str, folders))
+    found = [parse_udev(part) for part in told.split("\n\n")]
+    return {row["DEVPATH"].rpartition("/")[2]: row for row in found if "DEVPATH" in row}
 
 
 def _number(text: str, otherwise: int) -> int:
@@ -90,11 +97,16 @@ def _remote(folder: Path) -> bool:
 def blocks(names: Iterable[str] = ()) -> Iterator[Block]:
     """The disks of this node; only some of them where kernel names are given."""
     wanted = frozenset(names)
-    for folder in _entries(SYS_BLOCK):
-        if _DISK.fullmatch(folder.name) and (not wanted or folder.name in wanted) and not _remote(folder):
-            found = block(folder, _udev(folder))
-            if found.size:  # a drive without a medium is no disk
-                yield found
+    folders = [
+        folder
+        for folder in _entries(SYS_BLOCK)
+        if _DISK.fullmatch(folder.name) and (not wanted or folder.name in wanted) and not _remote(folder)
+    ]
+    known = _udev(folders) if folders else {}
+    for folder in folders:
+        found = block(folder, known.get(folder.name, {}))
+        if found.size:  # a drive without a medium is no disk
+            yield found
 
 
 def parse_lsblk(text: str) -> dict[str, Content]:
@@ -148,7 +160,7 @@ def parse_members(text: str) -> dict[str, frozenset[str]]:
 
 def pools() -> dict[str, frozenset[str]]:
     """Imported ZFS pools, each with the device nodes that it lies on."""
-    return parse_members(_said("zpool", "list", "-HPLv"))
+    return parse_members(_said(*_ZPOOLS))
 
 
 def partition_number(part: Block) -> int:
@@ -177,16 +189,19 @@ def _said(*argv: str) -> str:
     return run.run(argv, check=False, timeout=TIMEOUT).stdout
 
 
-def collect(names: Iterable[str] = ()) -> Facts:
-    """All facts about the disks of this node, or about some of them, by kernel names."""
-    lvs = _said(
-        "lvs", "-S", "lv_name=~^osd-", "-o", "devices,lv_name,lv_tags", "--noheadings", "--readonly", "--separator", ";"
-    )
+def collect(*, osds: bool = True) -> Facts:
+    """All facts about the disks of this node, by tools that work at the same time; Ceph's may be left out."""
+    with ThreadPoolExecutor(5) as pool:
+        found = pool.submit(lambda: tuple(blocks()))
+        contents = pool.submit(_said, "lsblk", "--json", "-o", "path,parttype,fstype")
+        physical = pool.submit(_said, "pvs", "--noheadings", "--readonly", "-o", "pv_name")
+        pools = pool.submit(_said, *_ZPOOLS)
+        logical = pool.submit(_said, *_OSDS) if osds else None
     return Facts(
-        tuple(blocks(names)),
-        parse_lsblk(_said("lsblk", "--json", "-o", "path,parttype,fstype")),
-        frozenset(_said("pvs", "--noheadings", "--readonly", "-o", "pv_name").split()),
-        parse_zpools(_said("zpool", "list", "-HPLv")),
+        found.result(),
+        parse_lsblk(contents.result()),
+        frozenset(physical.result().split()),
+        parse_zpools(pools.result()),
         mounts(),
-        parse_osds(lvs),
+        parse_osds(logical.result()) if logical else {},
     )

@@ -52,8 +52,8 @@ def clean(nodes: Iterable[str]) -> None:
     checks.settle()
     for name in dict.fromkeys(nodes):
         try:
-            known = facts.collect()
-            device = _widest(checks.find(name, known), known)
+            known = facts.collect(osds=False)
+            device = _widest(checks.find(name, known.blocks), known)
             checks.require_idle(device)
             erase(device)
         except PveError as error:
