@@ -233,7 +233,7 @@ def written(port: Serial, more: int, timeout: float = 200) -> int:
 
 def test_a_virtual_machine_lives_on_every_storage(store: str, image: Path) -> None:
     form = format_for(store)
-    disks = {"scsi0": f"{STORAGE}:0,import-from={image}{form}", "scsi1": f"{STORAGE}:1{form}"}
+    disks = {"scsi0": f"{STORAGE}:0,import-from={image}{form}", "scsi1": f"{STORAGE}:1,backup=0{form}"}
     call("create", "/qemu", vmid=100, **SMALL, **disks)
     volid, empty = volume_of("qemu", 100, "scsi0"), volume_of("qemu", 100, "scsi1")
     assert digest(volid) == hashlib.sha256(image.read_bytes()).hexdigest()
@@ -256,7 +256,6 @@ def test_a_virtual_machine_lives_on_every_storage(store: str, image: Path) -> No
     restored = content(volume_of("qemu", 102, "scsi0"))
     assert 20 <= writer.numbers(restored) <= writer.numbers(data)
     assert restored[writer.DATA :] == data[writer.DATA :]
-    assert volumes.info(volume_of("qemu", 102, "scsi1")).size == 1280 * MIB
     volumes.free(saved)
     for vmid in (102, 100):
         call("delete", f"/qemu/{vmid}")
