@@ -237,6 +237,17 @@ def claimed(path: Path) -> Iterator[bool]:
         os.close(fd)
 
 
+def is_ours(path: Path) -> bool:
+    """Whether the only user of a device of the device mapper is who claimed it; udev may look into it for a moment."""
+    deadline, pause = time.monotonic() + PATIENCE, 0.02
+    while open_count(path) > 1:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 0.3)
+    return True
+
+
 # Zeros.
 
 

@@ -382,7 +382,7 @@ class GroupStorage(FlatStorage):
         """Called after a volume has grown."""
 
     def doom(self, found: Logical) -> str:
-        """Give an inactive volume a name that says that it is being removed; gives that name."""
+        """Give a volume a name that says that it is being removed; gives that name."""
         taken, name = {*self.taken()}, f"del-{found.name}"
         while name in taken:
             name += "+"

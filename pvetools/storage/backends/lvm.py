@@ -97,7 +97,7 @@ class VolumeGroup(ChainStorage):
         self.parse(name)
         self.finish_removals(slow=True)
         with contextlib.ExitStack() as rest, self.locked():
-            found = self.idle(name)
+            found = self.logical(name)
             if found.kind == "o":
                 raise Refused(f"volume '{self.id}:{name}' has LVM snapshots that were made by hand, remove them first")
             # the volume goes last: what is left of its snapshots can be removed with it
@@ -108,9 +108,13 @@ class VolumeGroup(ChainStorage):
         with contextlib.ExitStack() as all_:
             doomed: list[tuple[str, contextlib.ExitStack]] = []
             for row in rows:
-                self.still(name, row)
+                self.unused(name, row)
+            for row in rows:
                 own, held = self.doom(row), all_.enter_context(contextlib.ExitStack())
-                held.enter_context(self._to_wipe(own))
+                # who opened it before it got its new name is seen now
+                if not held.enter_context(self._to_wipe(own)) or not blockdev.is_ours(self.device(own)):
+                    self.rename(own, row.name)
+                    raise self.in_use(name, "somebody who opened it right now")
                 doomed.append((own, held))
             yield
             for own, held in doomed:
@@ -119,7 +123,10 @@ class VolumeGroup(ChainStorage):
     @contextlib.contextmanager
     def _to_wipe(self, doomed: str) -> Iterator[bool]:
         """Hold a volume that is being removed; False: another process is at it. The caller holds the storage's lock."""
-        with blockdev.claimed(self.reach(doomed)) as alone:
+        path = self.device(doomed)
+        if not blockdev.is_device(path):
+            self.reach(doomed)
+        with blockdev.claimed(path) as alone:
             yield alone
 
     def _remove(self, doomed: str, held: contextlib.ExitStack) -> None:
