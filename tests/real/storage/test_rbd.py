@@ -135,7 +135,7 @@ def test_a_namespace_is_a_place_of_its_own(define: Callable[..., None], empty: C
 def test_data_can_lie_in_another_pool(define: Callable[..., None], empty: Case, cluster: Cluster) -> None:
     cluster.add_pool("bulk")
     both = "profile rbd pool=vms, profile rbd pool=bulk"
-    cluster.run("ceph", "auth", "caps", f"client.{USER}", "mon", "profile rbd", "osd", both)
+    cluster.ask("auth caps", entity=f"client.{USER}", caps=["mon", "profile rbd", "osd", both])
     define("data-pool bulk")
     volid = empty.alloc()
     assert rbd(cluster, "info", "vms/vm-100-disk-0")["data_pool"] == "bulk"

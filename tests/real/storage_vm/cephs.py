@@ -32,15 +32,13 @@ def cluster() -> Cluster:
 def with_files() -> Cluster:
     """The same with the file system ``files`` and a user who may use it."""
     made = cluster()
-    (made.folder / "mds.a").mkdir()
-    caps = ("mon", "profile mds", "mgr", "profile mds", "mds", "allow *", "osd", "allow *")
-    made.run("ceph", "auth", "get-or-create", "mds.a", *caps, "-o", made.folder / "mds.a.keyring")
+    made.add_daemon("mds", "a", "mon", "profile mds", "mgr", "profile mds", "mds", "allow *", "osd", "allow *")
     stack = contextlib.ExitStack()
+    made.add_file_system("files")
     ceph.daemon(made, stack, "mds", "a")
     atexit.register(stack.close)
-    made.add_file_system("files")
     made.add_user("files", "mon", "allow r", "mds", "allow rw", "osd", "allow rw pool=files-data")
-    made.wait("the file system is served", "ceph", "mds", "stat", holds="up:active")
+    made.wait("the file system is served", "mds stat", holds="up:active")
     return made
 
 
