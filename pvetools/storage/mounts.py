@@ -13,8 +13,8 @@ from pvetools.system import lock, paths, run
 from pvetools.system.errors import PveError, Refused
 
 # A server that answered a moment ago needs no longer than this; mount.nfs alone would try for two minutes.
-MOUNT_TIMEOUT = 9.0
-UMOUNT_TIMEOUT = 9.0
+MOUNT_TIMEOUT = 25.0
+UMOUNT_TIMEOUT = 20.0
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 

@@ -13,7 +13,7 @@ from pvetools.system import apart, log
 from pvetools.system.errors import PveError
 
 STATUS_TIMEOUT = 12.0
-PROOF_TIMEOUT = 30.0
+PROOF_TIMEOUT = 45.0
 LIST_TIMEOUT = 60.0
 
 T = TypeVar("T")

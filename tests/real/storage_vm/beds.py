@@ -223,7 +223,7 @@ def nfs_server() -> Iterator[str]:
 @contextlib.contextmanager
 def smb_server() -> Iterator[str]:
     """A share for a user with a password, and one for everybody; gives the folder of the first."""
-    with _file_system(SHARE, 4) as place:
+    with _file_system(SHARE, number=4) as place:
         Path("/etc/samba/smb.conf").write_text(SMB_CONF)
         sh(
             f"id {SMB_USER} || useradd -M {SMB_USER}\n"
