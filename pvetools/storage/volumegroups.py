@@ -1,6 +1,7 @@
 """LVM: volume groups and logical volumes as its tools list them, and what its two kinds of storages share.
 
-Volumes are made so that they do not become active at boot: they are activated when somebody asks where they are.
+Volumes are activated when somebody asks where they are; those of a thin pool, which no other node can reach, are also
+active after a boot.
 """
 
 from __future__ import annotations

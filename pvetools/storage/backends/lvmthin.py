@@ -89,7 +89,7 @@ class ThinPool(GroupStorage):
         with self.locked():
             own = self.choose_name(wish)
             self._thin(
-                "lvcreate", "-aly", "--setautoactivation", "n", "-V", kib(wish.size), "-n", own,
+                "lvcreate", "-aly", "-V", kib(wish.size), "-n", own,
                 "-T", f"{self.vg}/{self.pool_name}", size=wish.size,
             )  # fmt: skip
         blockdev.wait_for(self.device(own))
@@ -151,7 +151,7 @@ class ThinPool(GroupStorage):
             self.need_snapshot(name, snapshot)
             found = self.idle(name)
             self._thin(
-                "lvcreate", "-kn", "-prw", "--setautoactivation", "n", *self.coming(found),
+                "lvcreate", "-kn", "-prw", *self.coming(found),
                 "-s", f"{self.vg}/{_snapshot_name(found.name, snapshot)}",
             )  # fmt: skip
             self.lvm("lvremove", "-f", found.name)
@@ -175,7 +175,7 @@ class ThinPool(GroupStorage):
             base = self.check_is_base(name).name
             own = next_name(self.taken(), vmid, "raw")
             self._thin(
-                "lvcreate", "-kn", "-prw", "--setautoactivation", "n", "-n", own, "-s", f"{self.vg}/{base}",
+                "lvcreate", "-kn", "-prw", "-n", own, "-s", f"{self.vg}/{base}",
             )  # fmt: skip
         return own
 
