@@ -50,9 +50,12 @@ def offer():
         kept = rtslib.BlockStorageObject(store, device)
     with contextlib.suppress(rtslib.RTSLibError):  # for devices that take space back
         kept.set_attribute("emulate_tpu", 1)
-    lun = rtslib.LUN(portals, storage_object=kept)
-    for initiator in portals.node_acls:
-        rtslib.MappedLUN(initiator, lun.lun, lun.lun)
+    initiators = [*portals.node_acls]
+    taken = {lun.lun for lun in portals.luns} | {lun.mapped_lun for one in initiators for lun in one.mapped_luns}
+    number = next(number for number in range(65536) if number not in taken)  # the same for all initiators
+    rtslib.LUN(portals, number, kept)
+    for one in initiators:
+        rtslib.MappedLUN(one, number, number)
 
 try:
     offer() if action == "offer" else rtslib.BlockStorageObject(store).delete()
