@@ -133,7 +133,7 @@ class StorageOptions(Record):
     tagged_only: bool | None = field(boolean, "Use only volumes with the tag pve-vm-ID.")
     saferemove: bool | None = field(boolean, "Overwrite volumes with zeros when they are removed.")
     saferemove_throughput: str | None = field(
-        string(r"-?\d+[kKmMgGtT]?"), "Limit for overwriting in bytes per second, such as 10485760 or 10M."
+        formats.transfer_rate, "Limit for overwriting in bytes per second, such as 10485760 or 10M."
     )
     saferemove_stepsize: int = field(
         formats.integer_choice(1, 2, 4, 8, 16, 32),

@@ -315,6 +315,15 @@ def _block_size(text: str) -> None:
 block_size = checked("pve-storage-zfs-blocksize", _block_size)
 
 
+def _transfer_rate(text: str) -> None:
+    _expect(
+        bool(re.fullmatch(r"-?\d{1,18}[kKmMgGtT]?", text, re.ASCII)), text, "bytes per second, such as 10485760 or 10M"
+    )
+
+
+transfer_rate = checked("", _transfer_rate)
+
+
 def integer_choice(*values: int) -> Kind:
     """One of a few whole numbers."""
     words = [str(value) for value in values]

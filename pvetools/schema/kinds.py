@@ -114,7 +114,7 @@ def listing(kind: Kind, separator: str = ",") -> Kind:
 
 
 def checked(form: str, check: Callable[[str], object], *, complete: str = "", max_length: int = 0) -> Kind:
-    """Text that a function accepts or refuses with ValueError; ``form`` is the format's public name."""
+    """Text that a function accepts or refuses with ValueError; ``form`` is the format's public name, if it has one."""
 
     def parse(text: str) -> str:
         if max_length and len(text) > max_length:
@@ -125,7 +125,7 @@ def checked(form: str, check: Callable[[str], object], *, complete: str = "", ma
             raise ValueError(f"invalid format - {error}") from None
         return text
 
-    schema: dict[str, Any] = {"type": "string", "format": form}
+    schema: dict[str, Any] = {"type": "string", **({"format": form} if form else {})}
     if max_length:
         schema["maxLength"] = max_length
     return Kind(parse, str, schema, complete)
