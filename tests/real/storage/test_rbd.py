@@ -1,7 +1,4 @@
-"""Images in a Ceph cluster, reached by Ceph's library: most of the contract of all backends, and what is RBD's own.
-
-The whole contract is held in the storage VM, by images that the kernel maps.
-"""
+"""Images in a Ceph cluster, reached by Ceph's library: the contract of all backends, and what is RBD's own."""
 
 from __future__ import annotations
 
@@ -17,35 +14,11 @@ from pvetools.storage.backends import rbd as backends
 from pvetools.system import paths
 from pvetools.system.errors import Exists, PveError, Refused
 from tests.real.ceph import MONITOR, Cluster
-from tests.real.storage_vm import contract
 from tests.real.storage_vm.beds import STORAGE, Bed
 from tests.real.storage_vm.cephs import USER, foreign, section
 from tests.real.storage_vm.conftest import cli, module_root  # noqa: F401 - fixtures
+from tests.real.storage_vm.contract import *  # noqa: F403 - the tests are the point
 from tests.real.storage_vm.contract import Case, holds, put
-
-# Each command of Ceph takes its time, so what the contract asks once more in another way is left out here.
-CHOSEN = (
-    contract.test_a_freed_volume_is_gone,
-    contract.test_a_new_volume_is_listed_with_size_owner_and_format,
-    contract.test_a_new_volume_is_there_and_empty,
-    contract.test_a_removed_snapshot_takes_nothing_else_along,
-    contract.test_a_volume_gets_out_as_a_stream_and_in_again,
-    contract.test_a_volume_grows_and_keeps_its_data,
-    contract.test_a_volume_grows_while_it_is_used_where_the_storage_says_so,
-    contract.test_a_volume_in_use_is_not_removed,
-    contract.test_a_volume_in_use_is_not_rolled_back,
-    contract.test_a_volume_with_snapshots_or_in_use_is_no_base,
-    contract.test_clones_of_a_base_hold_its_data_and_go_their_own_way,
-    contract.test_clones_outlive_every_attempt_to_remove_their_base,
-    contract.test_foreign_volumes_are_neither_listed_nor_touched,
-    contract.test_only_a_base_can_be_cloned_and_only_once_made,
-    contract.test_pvesm_makes_shows_and_removes_it,
-    contract.test_rollback_past_newer_snapshots_works_or_names_them,
-    contract.test_the_storage_is_active_and_its_space_adds_up,
-)
-globals().update({test.__name__: test for test in CHOSEN})
-empty = contract.empty
-CROWD = 20
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +110,6 @@ def test_other_nodes_take_names_too(empty: Case, cluster: Cluster, monkeypatch: 
     assert empty.alloc() == f"{STORAGE}:vm-100-disk-1"
     with pytest.raises(Exists):
         empty.alloc(name="vm-100-disk-0")
-
-
-def test_processes_that_allocate_at_once_get_volumes_of_their_own(empty: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract, "CROWD", CROWD)
-    contract.test_many_processes_that_allocate_at_once_get_volumes_of_their_own(empty)
 
 
 def test_a_namespace_is_a_place_of_its_own(define: Callable[..., None], empty: Case, cluster: Cluster) -> None:
