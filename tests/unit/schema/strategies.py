@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from pvetools.schema import formats
 from pvetools.schema.core import Field, Kind, PropertyString
 
 _HEX = "0123456789abcdef"
@@ -71,6 +72,8 @@ def texts(kind: Kind) -> st.SearchStrategy[str]:
     if kind.record is not None:
         return records(kind.record).map(lambda record: str(record.format()))
     schema = kind.json
+    if kind is formats.transfer_rate:  # a format without a public name
+        return st.builds("{}{}".format, st.integers(-(10**17), 10**17), st.sampled_from(["", *"kKmMgGtT"]))
     if "enum" in schema:
         return st.sampled_from([str(value) for value in schema["enum"]])
     if "format" in schema:

@@ -102,6 +102,7 @@ REFUSED: list[tuple[Kind, list[str]]] = [
     (formats.portal, ["", "10.0.0.1:0", "10.0.0.1:65536", "[10.0.0.1]:3260", "a b:1"]),
     (formats.volume_group, ["a", "-vg", "a b"]),
     (formats.block_size, ["0", "500", "3k", "32M", "k"]),
+    (formats.transfer_rate, ["", "fast", "10 M", "1.5M", "--5", "٣"]),
     (formats.startup_order, ["x", "order=x", "3,up=-1", "up=1,up=2"]),
     (formats.digest, ["abc", "A" * 40]),
     (formats.uuid, ["6a7d3f0e"]),
