@@ -20,14 +20,15 @@ from pvetools.storage import blockdev, definition
 from pvetools.storage.driver import Capabilities, Source, Space, Wish
 from pvetools.storage.flat import FlatStorage, Record
 from pvetools.storage.names import VolumeName
-from pvetools.system import files, lock, paths
+from pvetools.system import files, lock, log, paths
 from pvetools.system.errors import NotFound, PveError, Refused
 from pvetools.system.run import run
 
 PATIENCE = 3.0  # for a portal's first answer
 QUESTION_PATIENCE = 10.0  # for what it offers
 TOOL_PATIENCE = 30.0  # for a login, which the kernel may try more than once
-FRESH = 10.0  # seconds in which what was found at the server is not looked for again
+# seconds in which volumes and portals that were found at the server are not looked for again
+FRESH, PATHS_FRESH = 10.0, 60.0
 BY_ID = Path("/dev/disk/by-id")
 _PORTAL = re.compile(r"\[(?P<v6>[^\]]+)\](?::(?P<p6>\d+))?|(?P<host>[^:]+)(?::(?P<port>\d+))?", re.ASCII)
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_+@-]{0,222}", re.ASCII)
@@ -208,17 +209,30 @@ class ConnectedStorage(ForeignStorage):
         """Name of the target or subsystem."""
         return self.definition.options.target or ""
 
-    @abstractmethod
-    def up(self) -> bool:
-        """Whether there is a path to the server."""
+    @property
+    def portal(self) -> Portal:
+        """The portal of the definition."""
+        return portal(self.definition.options.portal or "", self.port)
 
     @abstractmethod
-    def known(self) -> list[Portal]:
-        """Portals of the target that were used before."""
+    def paths(self) -> list[tuple[Portal, bool]]:
+        """The connections of this host to the target, and whether each works."""
+
+    def remembered(self) -> list[Portal]:
+        """Portals of the target that the host knows from earlier."""
+        return []
 
     @abstractmethod
-    def connect(self, reached: Sequence[Portal]) -> None:
-        """Log in where that is missing; some portals were reached just now. PveError when no path works."""
+    def connect(self, place: Portal) -> list[str]:
+        """Log in to all portals that one tells of, where that is missing; gives what went wrong.
+
+        Raises:
+            PveError: that portal does not offer the target.
+        """
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """See which volumes there are now."""
 
     @abstractmethod
     def disconnect(self) -> None:
@@ -228,47 +242,65 @@ class ConnectedStorage(ForeignStorage):
     def luns(self) -> Iterable[Lun]:
         """What is connected."""
 
-    def activate(self) -> None:
-        if self._fresh() and self.up():
-            return
-        reached = self.reached()
-        with lock.storage_lock(self.id):
-            if self._fresh() and self.up():
-                return  # somebody else did it while this process waited
-            self.connect(reached)
-            settle()
-            self._stamp().parent.mkdir(parents=True, exist_ok=True)
-            files.write_atomic(self._stamp(), f"{time.monotonic()}\n")
-
-    @property
-    def portal(self) -> Portal:
-        """The portal of the definition."""
-        return portal(self.definition.options.portal or "", self.port)
+    def up(self) -> bool:
+        """Whether there is a path to the server."""
+        return any(works for _, works in self.paths())
 
     def prepare(self) -> None:
         reach(self.portal)  # later the others do as well; one that never answered is a mistake
 
-    def reached(self) -> list[Portal]:
-        """The portals that answer, of all that are known.
+    def activate(self) -> None:
+        if self._is_fresh("volumes", FRESH) and self.up():
+            return
+        reached = self._reached()
+        with lock.storage_lock(self.id):
+            if self._is_fresh("volumes", FRESH) and self.up():
+                return  # somebody else did it while this process waited
+            states = [works for _, works in self.paths()]
+            if not (states and all(states) and self._is_fresh("paths", PATHS_FRESH)):
+                self._connect(reached)
+            self.refresh()
+            settle()
+            self._stamp("volumes")
 
-        Raises:
-            PveError: none does.
-        """
-        return answering([self.portal, *self.known()])
-
-    def _stamp(self) -> Path:
-        return paths.run_dir() / f"san-{self.id}"
-
-    def _fresh(self) -> bool:
-        text = files.read_text(self._stamp()) or ""
+    def _reached(self) -> Portal:
+        """A portal that answers. PveError: none does."""
         try:
-            return 0 <= time.monotonic() - float(text) < FRESH
+            return answering([self.portal, *(place for place, _ in self.paths())])[0]
+        except PveError:
+            if more := self.remembered():
+                with contextlib.suppress(PveError):
+                    return answering(more)[0]
+            raise
+
+    def _connect(self, reached: Portal) -> None:
+        errors = self.connect(reached)
+        if not soon(self.up):  # a connection whose server was away comes back by itself
+            why = "; ".join(errors) or "no connection works"
+            raise PveError(f"storage '{self.id}': can't connect to '{self.target}': {why}")
+        for error in errors:
+            log.warn(f"storage '{self.id}': a path to '{self.target}' is missing: {error}")
+        self._stamp("paths")
+
+    def _stamp_file(self, what: str) -> Path:
+        return paths.run_dir() / f"san-{self.id}-{what}"
+
+    def _stamp(self, what: str) -> None:
+        file = self._stamp_file(what)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(file, f"{time.monotonic()}\n")
+
+    def _is_fresh(self, what: str, seconds: float) -> bool:
+        text = files.read_text(self._stamp_file(what)) or ""
+        try:
+            return 0 <= time.monotonic() - float(text) < seconds
         except ValueError:
             return False
 
     def deactivate(self) -> None:
         with lock.storage_lock(self.id):
-            files.remove(self._stamp())
+            for what in ("volumes", "paths"):
+                files.remove(self._stamp_file(what))
             if user := self._user():
                 raise Refused(f"storage '{self.id}' stays connected to '{self.target}': {user}")
             self.disconnect()

@@ -5,8 +5,9 @@ A LUN that several paths lead to is one device of dm-multipath where multipathd 
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ class Session(NamedTuple):
     number: int
     portal: Portal
     works: bool
+    host: str
 
 
 class Iscsi(san.ConnectedStorage):
@@ -56,33 +58,23 @@ class Iscsi(san.ConnectedStorage):
                 link = _CONNECTIONS / f"connection{number}:0"
                 host, port = san.attribute(link / "persistent_address"), san.attribute(link / "persistent_port")
                 works = san.attribute(folder / "state") == "LOGGED_IN"
-                found.append(Session(int(number), Portal(host, int(port or self.port)), works))
+                adapter = next((part[4:] for part in folder.resolve().parts if re.fullmatch(r"host\d+", part)), "")
+                found.append(Session(int(number), Portal(host, int(port or self.port)), works, adapter))
         return sorted(found)
 
-    def up(self) -> bool:
-        return any(session.works for session in self._sessions())
+    def paths(self) -> list[tuple[Portal, bool]]:
+        return [(session.portal, session.works) for session in self._sessions()]
 
-    def known(self) -> list[Portal]:
-        return [*(session.portal for session in self._sessions()), *self._recorded()]
-
-    def _recorded(self) -> list[Portal]:
-        """Portals of the target in the initiator's own records."""
+    def remembered(self) -> list[Portal]:
         said = run(["iscsiadm", "-m", "node"], check=False, timeout=san.TOOL_PATIENCE).stdout
         return [place for place, name in iscsi.portals(said) if name == self.target]
 
-    def connect(self, reached: Sequence[Portal]) -> None:
-        offered = self._offered(reached[0])
-        errors = self._log_in(offered)
-        if not san.soon(self.up):  # a session whose server was away comes back by itself
-            raise PveError(
-                f"storage '{self.id}': can't log in to '{self.target}': {'; '.join(errors) or 'no session works'}"
-            )
-        for error in errors:
-            log.warn(f"storage '{self.id}': a path to '{self.target}' is missing: {error}")
+    def refresh(self) -> None:
         for session in self._sessions():
-            if session.works:
-                words = ["iscsiadm", "-m", "session", "-r", str(session.number), "--rescan"]
-                run(words, check=False, timeout=san.TOOL_PATIENCE)
+            if session.works:  # one that does not would keep this waiting
+                _tell(Path(f"/sys/class/scsi_host/host{session.host}/scan"), "- - -")
+                for path, _ in _disks_of(session):
+                    _tell(path / "device/rescan", "1")
         san.settle()
         self._join()
 
@@ -90,75 +82,77 @@ class Iscsi(san.ConnectedStorage):
         """Wait until multipathd has joined the paths that it wants, and tell it which LUNs have grown."""
         if not san.soon(self._is_joined, _JOINING):
             log.warn(f"storage '{self.id}': multipathd has not joined the paths to '{self.target}'")
-        maps = {above: path.name for path, _ in self._paths() if (above := _multipath(path))}
+        maps = {above: path.name for path, _ in self._disks() if (above := _multipath(path))}
         for above, path in maps.items():
             if san.bytes_of(above) != san.bytes_of(path):
                 name = san.attribute(Path("/sys/class/block", above, "dm/name"))
                 run(["multipathd", "resize", "map", name], check=False, timeout=san.TOOL_PATIENCE)
 
     def _is_joined(self) -> bool:
-        return not any(_is_claimed(path) and not _multipath(path) for path, _ in self._paths())
+        return not any(_is_claimed(path) and not _multipath(path) for path, _ in self._disks())
 
     def _offered(self, place: Portal) -> list[Portal]:
         """The portals of the target, as one of them tells; one that does not tell them has told them before."""
         try:
             offered = [found for found, name in iscsi.discover(place) if name == self.target]
         except PveError as error:
-            if not (offered := self._recorded()):
+            if not (offered := self.remembered()):
                 raise PveError(f"storage '{self.id}': {error}") from None
         if not offered:
             raise PveError(f"storage '{self.id}': portal '{place}' does not offer the target '{self.target}'")
         return offered
 
-    def _log_in(self, offered: Sequence[Portal]) -> list[str]:
-        """Make the sessions that are missing; gives what went wrong, by portal."""
-        have = {session.portal for session in self._sessions()}
-        recorded = self._recorded()
-        errors = []
-        for place in offered:
-            if place not in have:
-                try:
-                    san.reach(place)
-                    self._open(place, new=place not in recorded)
-                except PveError as error:
-                    errors.append(str(error))
-        return errors
+    def connect(self, place: Portal) -> list[str]:
+        """Make the sessions that are missing, side by side."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        offered, have = self._offered(place), {portal for portal, _ in self.paths()}
+        missing = [portal for portal in offered if portal not in have]
+        if not missing:
+            return []
+        recorded = self.remembered()
+        with ThreadPoolExecutor(len(missing)) as pool:
+            tried = [pool.submit(self._open, portal, new=portal not in recorded) for portal in missing]
+        return [str(error) for attempt in tried if isinstance(error := attempt.exception(), PveError)]
 
     def _open(self, place: Portal, *, new: bool) -> None:
+        san.reach(place)
         record = ["iscsiadm", "-m", "node", "-T", self.target, "-p", str(place)]
         if new:
             run([*record, "-o", "new"], timeout=san.TOOL_PATIENCE)
-            # a portal that is refused says so at once, not after two minutes of trying
-            run(
-                [*record, "-o", "update", "-n", "node.session.initial_login_retry_max", "-v", "0"],
-                timeout=san.TOOL_PATIENCE,
-            )
         run([*record, "--login"], timeout=san.TOOL_PATIENCE)
 
     def disconnect(self) -> None:
-        for lun in self.luns():
-            if lun.device.startswith("dm-"):
-                run(
-                    ["multipath", "-f", san.attribute(Path("/sys/class/block", lun.device, "dm/name"))],
-                    timeout=san.TOOL_PATIENCE,
-                )
+        for above in sorted({_multipath(path) for path, _ in self._disks()} - {""}):
+            name = san.attribute(Path("/sys/class/block", above, "dm/name"))
+            run(["multipath", "-f", name], timeout=san.TOOL_PATIENCE)
         if self._sessions():
             run(["iscsiadm", "-m", "node", "-T", self.target, "--logout"], timeout=san.TOOL_PATIENCE)
 
-    def _paths(self) -> Iterator[tuple[Path, str]]:
-        """The kernel's folder of every disk of the target, and CHANNEL.ID.LUN."""
+    def _disks(self) -> Iterator[tuple[Path, str]]:
         for session in self._sessions():
-            for folder in Path(_SESSIONS, f"session{session.number}/device").glob("target*/*/block/*"):
-                match = _NUMBERS.fullmatch(folder.parts[-3])
-                if match and san.attribute(folder.parents[1] / "type") == _DISK:
-                    yield folder, ".".join(match.groups())
+            yield from _disks_of(session)
 
     def luns(self) -> Iterator[Lun]:
         stable = san.stable_names(_KINDS)
-        for folder, numbers in self._paths():
+        for folder, numbers in self._disks():
             device = _multipath(folder) or folder.name
             if device in stable:
                 yield Lun(f"{numbers}.{stable[device]}", device)
+
+
+def _disks_of(session: Session) -> Iterator[tuple[Path, str]]:
+    """The kernel's folder of every disk of a session, and CHANNEL.ID.LUN."""
+    for folder in Path(_SESSIONS, f"session{session.number}/device").glob("target*/*/block/*"):
+        match = _NUMBERS.fullmatch(folder.parts[-3])
+        if match and san.attribute(folder.parents[1] / "type") == _DISK:
+            yield folder, ".".join(match.groups())
+
+
+def _tell(attribute: Path, text: str) -> None:
+    """Ask the kernel for something; a device that goes away at this moment is no error."""
+    with contextlib.suppress(OSError):
+        attribute.write_text(text)
 
 
 def _multipath(path: Path) -> str:

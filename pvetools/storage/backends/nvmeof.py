@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from pvetools.storage import nvmeof, san
 from pvetools.storage.san import Lun, Portal
-from pvetools.system import log
 from pvetools.system.errors import PveError
 from pvetools.system.run import run
 
@@ -55,34 +54,31 @@ class NvmeOf(san.ConnectedStorage):
                 found.append(Controller(folder.name, place, san.attribute(folder / "state") == "live"))
         return sorted(found)
 
-    def up(self) -> bool:
-        return any(controller.works for controller in self._controllers())
+    def paths(self) -> list[tuple[Portal, bool]]:
+        return [(controller.portal, controller.works) for controller in self._controllers()]
 
-    def known(self) -> list[Portal]:
-        return [controller.portal for controller in self._controllers()]
-
-    def connect(self, reached: Sequence[Portal]) -> None:
-        offered = [place for place, name in nvmeof.discover(reached[0]) if name == self.target]
+    def connect(self, place: Portal) -> list[str]:
+        offered = [portal for portal, name in nvmeof.discover(place) if name == self.target]
         if not offered:
-            raise PveError(f"storage '{self.id}': portal '{reached[0]}' does not offer the subsystem '{self.target}'")
+            raise PveError(f"storage '{self.id}': portal '{place}' does not offer the subsystem '{self.target}'")
         errors = self._open(offered)
-        if not san.soon(self.up):  # a connection whose server was away comes back by itself
-            why = "; ".join(errors) or "no path works"
-            raise PveError(f"storage '{self.id}': can't connect to '{self.target}': {why}")
-        for error in errors:
-            log.warn(f"storage '{self.id}': a path to '{self.target}' is missing: {error}")
-        self._wait_for_namespaces()
+        for controller in self._controllers():
+            if controller.works:
+                self._wait_for_namespaces(controller.name)
+        return errors
 
-    def _wait_for_namespaces(self) -> None:
-        """The kernel looks for namespaces when a connection is up already."""
-        working = next((controller.name for controller in self._controllers() if controller.works), "")
+    def refresh(self) -> None:
+        """The server tells the kernel of new namespaces itself."""
+
+    def _wait_for_namespaces(self, working: str) -> None:
+        """The kernel looks for them when a connection is up already."""
         said = run(["nvme", "list-ns", f"/dev/{working}"], check=False, timeout=san.QUESTION_PATIENCE).stdout
         wanted = {int(number, 16) for number in _NAMESPACE.findall(said)}
         san.soon(lambda: wanted <= {int(number or 0) for _, number in self._namespaces()})
 
     def _open(self, offered: Sequence[Portal]) -> list[str]:
         """Connect the paths that are missing; gives what went wrong, by portal."""
-        have = {controller.portal for controller in self._controllers()}
+        have = {portal for portal, _ in self.paths()}
         errors = []
         for place in offered:
             if place not in have:
