@@ -137,7 +137,7 @@ def inside(vmid: int, command: str) -> str:
 
 def size_inside(vmid: int) -> int:
     """KiB of a container's root file system."""
-    return int(inside(vmid, "df -k / | tail -1").split()[1])
+    return int(inside(vmid, "df -kP / | tail -1").split()[1])
 
 
 FILL = (
