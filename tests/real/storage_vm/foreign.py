@@ -152,10 +152,7 @@ def test_many_who_look_at_once_see_the_same(server: Server) -> None:
 def test_pvesm_shows_them(server: Server, cli: Callable[..., str]) -> None:
     volid = server.volume()
     assert volid in cli("pvesm", "list", STORAGE)
-    assert f"{STORAGE} " in cli("pvesm", "status")
-    assert cli("pvesm", "path", volid).strip()
     assert "can't remove volume" in cli("pvesm", "free", volid, status=255)
-    assert "can't allocate a volume" in cli("pvesm", "alloc", STORAGE, 100, "", "1G", status=255)
 
 
 def test_an_image_gets_in_and_out_byte_by_byte(server: Server, tmp_path: Path) -> None:

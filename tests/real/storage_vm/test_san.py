@@ -7,12 +7,12 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pvetools.storage import registry, volumes
+from pvetools.storage import definition, registry, volumes
 from pvetools.system import paths
 from pvetools.system.errors import PveError, Refused
 from tests.real.storage_vm import san_beds
@@ -187,14 +187,11 @@ def test_a_server_that_says_nothing_is_inactive_and_others_are_not(portals: Port
         ("target", "iqn.2024-01.org.example:a b", "of option 'target' does not look like"),
     ],
 )
-def test_what_is_not_there_cannot_be_added(
-    portals: Portals, cli: Callable[..., str], option: str, value: str, reason: str
-) -> None:
+def test_what_is_not_there_cannot_be_added(portals: Portals, option: str, value: str, reason: str) -> None:
     found = driver().definition
     given = {"portal": HOSTS[0], "target": str(found.options.target), option: value}
-    words = [word for key, text in given.items() for word in (f"--{key}={text}",)]
-    said = cli("pvesm", "add", found.type, "bad", *words, status=255)
-    assert reason in said
+    with pytest.raises(PveError, match=reason):
+        definition.add("bad", found.type, given)
     assert "bad" not in paths.storage_config().read_text()
 
 
@@ -210,16 +207,16 @@ def one_device(portals: Portals) -> Iterator[None]:
         driver().deactivate()
 
 
-def test_a_volume_group_lies_on_a_volume(portals: Portals, one_device: None, cli: Callable[..., str]) -> None:
+def test_a_volume_group_lies_on_a_volume(portals: Portals, one_device: None) -> None:
     portals.server.define("content none")
     base = portals.server.volume(-1)
-    cli("pvesm", "add", "lvm", "onsan", "--vgname", "vgsan", "--base", base, "--shared", 1, "--content", "images")
+    definition.add("onsan", "lvm", {"vgname": "vgsan", "base": base, "shared": "1", "content": "images"})
     try:
         volid = volumes.alloc("onsan", 100, 64 << 20)
         put(volid, 0x71)
         assert holds(volid, 0x71)
-        said = cli("pvesm", "remove", STORAGE, status=255)
-        assert said.strip() == f"storage 'store' can't be removed: storage 'onsan' lies on its volume '{base}'"
+        with pytest.raises(Refused, match=f"can't be removed: storage 'onsan' lies on its volume '{base}'"):
+            definition.remove(STORAGE)
         sh("vgchange -an -q vgsan")
         driver().deactivate()
         assert portals.connected() == []
