@@ -100,6 +100,23 @@ def answering(places: Iterable[Portal]) -> list[Portal]:
     return found
 
 
+def each(places: Sequence[Portal], act: Callable[[Portal], None]) -> list[str]:
+    """Do something with several portals side by side; gives what went wrong."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    if not places:
+        return []
+    with ThreadPoolExecutor(len(places)) as pool:
+        tried = [pool.submit(act, place) for place in places]
+    errors = []
+    for attempt in tried:
+        try:
+            attempt.result()
+        except PveError as error:
+            errors.append(str(error))
+    return errors
+
+
 def check_target(name: str, what: str) -> str:
     """The name of a target or subsystem, as it may reach the tools.
 

@@ -103,17 +103,12 @@ class Iscsi(san.ConnectedStorage):
         return offered
 
     def connect(self, place: Portal) -> list[str]:
-        """Make the sessions that are missing, side by side."""
-        from concurrent.futures import ThreadPoolExecutor
-
         offered, have = self._offered(place), {portal for portal, _ in self.paths()}
         missing = [portal for portal in offered if portal not in have]
         if not missing:
             return []
         recorded = self.remembered()
-        with ThreadPoolExecutor(len(missing)) as pool:
-            tried = [pool.submit(self._open, portal, new=portal not in recorded) for portal in missing]
-        return [str(error) for attempt in tried if isinstance(error := attempt.exception(), PveError)]
+        return san.each(missing, lambda portal: self._open(portal, new=portal not in recorded))
 
     def _open(self, place: Portal, *, new: bool) -> None:
         san.reach(place)

@@ -7,7 +7,7 @@ of its namespace and the name that udev gives it: ``ns1.nvme-uuid.6b0f4e5c-...``
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,34 +61,26 @@ class NvmeOf(san.ConnectedStorage):
         offered = [portal for portal, name in nvmeof.discover(place) if name == self.target]
         if not offered:
             raise PveError(f"storage '{self.id}': portal '{place}' does not offer the subsystem '{self.target}'")
-        errors = self._open(offered)
-        for controller in self._controllers():
-            if controller.works:
-                self._wait_for_namespaces(controller.name)
+        have = {portal for portal, _ in self.paths()}
+        errors = san.each([portal for portal in offered if portal not in have], self._open)
+        self._wait_for_namespaces()
         return errors
 
     def refresh(self) -> None:
         """The server tells the kernel of new namespaces itself."""
 
-    def _wait_for_namespaces(self, working: str) -> None:
+    def _wait_for_namespaces(self) -> None:
         """The kernel looks for them when a connection is up already."""
-        said = run(["nvme", "list-ns", f"/dev/{working}"], check=False, timeout=san.QUESTION_PATIENCE).stdout
-        wanted = {int(number, 16) for number in _NAMESPACE.findall(said)}
-        san.soon(lambda: wanted <= {int(number or 0) for _, number in self._namespaces()})
+        working = next((controller.name for controller in self._controllers() if controller.works), "")
+        if working:
+            said = run(["nvme", "list-ns", f"/dev/{working}"], check=False, timeout=san.QUESTION_PATIENCE).stdout
+            wanted = {int(number, 16) for number in _NAMESPACE.findall(said)}
+            san.soon(lambda: wanted <= {int(number or 0) for _, number in self._namespaces()})
 
-    def _open(self, offered: Sequence[Portal]) -> list[str]:
-        """Connect the paths that are missing; gives what went wrong, by portal."""
-        have = {portal for portal, _ in self.paths()}
-        errors = []
-        for place in offered:
-            if place not in have:
-                try:
-                    address = san.reach(place)
-                    words = ["nvme", "connect", "-t", "tcp", "-a", address, "-s", str(place.port), "-n", self.target]
-                    run([*words, f"--reconnect-delay={_RECONNECT}"], timeout=san.TOOL_PATIENCE)
-                except PveError as error:
-                    errors.append(str(error))
-        return errors
+    def _open(self, place: Portal) -> None:
+        address = san.reach(place)
+        words = ["nvme", "connect", "-t", "tcp", "-a", address, "-s", str(place.port), "-n", self.target]
+        run([*words, f"--reconnect-delay={_RECONNECT}"], timeout=san.TOOL_PATIENCE)
 
     def disconnect(self) -> None:
         if self._controllers():
