@@ -25,7 +25,7 @@ from tests.real.storage_vm.conftest import ENTRY
 from tests.real.storage_vm.contract import MIB
 
 SIZE = 16 * MIB
-LOCAL = ("dir", "lvm", "lvmthin", "zfspool", "btrfs")
+Use = Callable[..., None]
 QCOW2, RAW, VMDK = "dir:100/vm-100-disk-0.qcow2", "dir:100/vm-100-disk-1.raw", "dir:100/vm-100-disk-2.vmdk"
 LVM, THIN, ZFS, RBD = (f"{name}:vm-100-disk-0" for name in ("lvm", "lvmthin", "zfspool", "rbd"))
 BTRFS = "btrfs:100/vm-100-disk-0.raw"
@@ -40,34 +40,25 @@ FOLDERS = (
 )  # fmt: skip
 
 
-def _define(beds: contextlib.ExitStack, kinds: tuple[str, ...]) -> None:
-    """A storage of each kind, named after it."""
-    with paths.storage_config().open("a") as file:
-        for kind in kinds:
-            section = beds.enter_context(BEDS[kind]()).section.replace(f": {STORAGE}", f": {kind}", 1)
-            file.write(f"{section}\tcontent images,rootdir\n\n")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_storages(module_root: Path) -> Iterator[None]:
-    with contextlib.ExitStack() as beds:
-        _define(beds, LOCAL)
-        yield
-
-
 @pytest.fixture(scope="module")
-def _cluster(local_storages: None) -> Iterator[None]:
+def made(module_root: Path) -> Iterator[Use]:
+    """Makes a storage of a kind, named after it, when the first test needs it."""
     with contextlib.ExitStack() as beds:
-        _define(beds, ("rbd",))
-        yield
+
+        def use(*names: str) -> None:
+            for kind in dict.fromkeys(name.partition(":")[0] for name in names):
+                if kind not in volumes.storages():
+                    section = beds.enter_context(BEDS[kind]()).section.replace(f": {STORAGE}", f": {kind}", 1)
+                    with paths.storage_config().open("a") as file:
+                        file.write(f"{section}\tcontent images,rootdir\n\n")
+
+        yield use
 
 
-@pytest.fixture(autouse=True)
-def _clean(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Ceph takes its time to start, so only for those who use it; nothing is left of any test."""
-    if "rbd" in request.node.name:
-        request.getfixturevalue("_cluster")
-    yield
+@pytest.fixture
+def use(made: Use) -> Iterator[Use]:
+    """Says which storages (or volumes on them) a test needs; nothing is left on them."""
+    yield made
     for storage in volumes.storages():
         if storage != "local":
             for volume in volumes.list_volumes(storage):
@@ -117,7 +108,8 @@ def fetch(target: str, form: str, place: Path, state: State = transfer.NOW, *, r
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS, ids=lambda name: name.replace("/", "."))
-def test_a_disk_goes_to_another_storage_byte_by_byte(tmp_path: Path, source: str, target: str) -> None:
+def test_a_disk_goes_to_another_storage_byte_by_byte(use: Use, tmp_path: Path, source: str, target: str) -> None:
+    use(source, target)
     data, stream = content(1), tmp_path / "stream"
     disk(source, data, tmp_path / "data")
     export(source, "raw+size", stream)
@@ -135,7 +127,8 @@ def test_a_disk_goes_to_another_storage_byte_by_byte(tmp_path: Path, source: str
     assert read(target, tmp_path / "data") == data
 
 
-def test_folders_go_to_every_storage_that_has_them(tmp_path: Path) -> None:
+def test_folders_go_to_every_storage_that_has_them(use: Use, tmp_path: Path) -> None:
+    use(*FOLDERS)
     volumes.alloc("dir", 100, 0, format="subvol", content="rootdir")
     place = volumes.source(FOLDERS[0]).path
     (place / "etc").mkdir()
@@ -166,7 +159,8 @@ def look(place: Path) -> dict[str, object]:
     return found
 
 
-def test_zfs_sends_snapshots_and_what_has_changed_since(tmp_path: Path, cli: Callable[..., str]) -> None:
+def test_zfs_sends_snapshots_and_what_has_changed_since(use: Use, tmp_path: Path, cli: Callable[..., str]) -> None:
+    use(ZFS)
     target, stream, place = "zfspool:vm-200-disk-4", tmp_path / "stream", tmp_path / "data"
     disk(ZFS, content(1), place)
     volumes.snapshot(ZFS, "one")
@@ -196,7 +190,8 @@ def test_zfs_sends_snapshots_and_what_has_changed_since(tmp_path: Path, cli: Cal
     assert read("zfspool:vm-200-disk-0", place) == content(2)
 
 
-def test_folders_of_zfs_are_sent_too(tmp_path: Path) -> None:
+def test_folders_of_zfs_are_sent_too(use: Use, tmp_path: Path) -> None:
+    use("zfspool")
     volumes.alloc("zfspool", 100, 64 * MIB, format="subvol", content="rootdir")
     source, target = "zfspool:subvol-100-disk-0", "zfspool:subvol-101-disk-0"
     (volumes.source(source).path / "file").write_text("data")
@@ -205,11 +200,13 @@ def test_folders_of_zfs_are_sent_too(tmp_path: Path) -> None:
     assert (volumes.source(target).path / "file").read_text() == "data"
     assert volumes.info(target).size == 64 * MIB
     volumes.delete_snapshot(target, "__migration__")
+    use("dir")
     with pytest.raises(Refused, match="the second be read from nothing"):
         transfer.copy(source, "dir:100/subvol-100-disk-0.subvol", State("__migration__"))
 
 
-def test_streams_of_another_kind_or_that_are_cut_off_leave_nothing(tmp_path: Path) -> None:
+def test_streams_of_another_kind_or_that_are_cut_off_leave_nothing(use: Use, tmp_path: Path) -> None:
+    use(ZFS)
     stream, at = tmp_path / "stream", State("one")
     disk(ZFS, content(1), tmp_path / "data")
     volumes.snapshot(ZFS, "one")
@@ -224,7 +221,8 @@ def test_streams_of_another_kind_or_that_are_cut_off_leave_nothing(tmp_path: Pat
 
 
 @pytest.mark.parametrize("target", [LVM, THIN, ZFS, RBD, BTRFS])
-def test_an_interrupted_import_leaves_nothing(target: str) -> None:
+def test_an_interrupted_import_leaves_nothing(use: Use, target: str) -> None:
+    use(target)
     storage = target.partition(":")[0]
     argv = [sys.executable, "-c", ENTRY.format(tool="pvesm"), "import", target, "raw+size", "-"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -240,7 +238,8 @@ def test_an_interrupted_import_leaves_nothing(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", [LVM, THIN, ZFS, RBD])
-def test_a_stream_that_ends_too_early_leaves_nothing(tmp_path: Path, target: str) -> None:
+def test_a_stream_that_ends_too_early_leaves_nothing(use: Use, tmp_path: Path, target: str) -> None:
+    use(target)
     (tmp_path / "stream").write_bytes(struct.pack("<Q", SIZE) + content(1)[: 2 * MIB])
     with (tmp_path / "stream").open("rb") as stream, pytest.raises(PveError, match="the stream ended after 2097152 of"):
         transfer.import_(target, "raw+size", stream.fileno())
