@@ -69,7 +69,9 @@ def disks(build: Build) -> None:
 
 
 def _claim_thread(build: Build, key: str, threads: dict[str, int]) -> None:
-    if key.startswith("virtio") or build.options.scsihw == "virtio-scsi-single":
+    if not build.place.threads:
+        build.warnings.append(f"{key}: iothread=1 has no effect: this host's QEMU would end at the end of a backup")
+    elif key.startswith("virtio") or build.options.scsihw == "virtio-scsi-single":
         threads[key] = len(threads) + 1
     else:
         build.warnings.append(f"{key}: iothread=1 needs scsihw: virtio-scsi-single, the disk gets no thread of its own")

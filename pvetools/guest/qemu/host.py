@@ -15,6 +15,7 @@ from pvetools.options.qemu import QemuOptions
 from pvetools.system import paths
 from pvetools.system.errors import NotFound, ParamErrors, PveError, Refused
 
+_THREADS_SINCE = (8, 2)  # version of QEMU; 7.2.22 is known to abort
 KVM_DEVICE = Path("/dev/kvm")
 _FORMATS = {".qcow2": "qcow2", ".vmdk": "vmdk", ".qcow": "qcow", ".qed": "qed"}
 
@@ -52,7 +53,22 @@ def gather(vmid: int, options: QemuOptions, *, strict: bool = True) -> Place:
     return Place(
         vmid, place.domain_name(vmid), place.domain_uuid(vmid), str(place.socket_dir()), str(paths.root()), sources,
         mtus, taps.tap_prefix(vmid), has_kvm() or not strict, Path("/sys/fs/cgroup/cgroup.controllers").exists(),
+        not _wants_thread(options) or bears_threads(),
     )  # fmt: skip
+
+
+def _wants_thread(options: QemuOptions) -> bool:
+    return any(getattr(drive, "iothread", None) for drive in _drives(options).values())
+
+
+def bears_threads() -> bool:
+    """Whether this host's QEMU survives the backup of a disk with a thread of its own.
+
+    Older ones abort, and the guest with them, when the reader of such a backup hangs up.
+    """
+    from pvetools.guest.qemu import hypervisor
+
+    return tuple(int(part) for part in hypervisor.version().split(".")[:2]) >= _THREADS_SINCE
 
 
 def _drives(options: QemuOptions) -> dict[str, Drive]:

@@ -48,6 +48,7 @@ class Place(NamedTuple):
         tap_prefix: start of the names of its taps.
         kvm: whether this host has ``/dev/kvm``.
         cgroup2: whether control groups are of version 2.
+        threads: whether disks may have threads of their own with this host's QEMU.
     """
 
     vmid: int
@@ -60,6 +61,7 @@ class Place(NamedTuple):
     tap_prefix: str
     kvm: bool
     cgroup2: bool
+    threads: bool = True
 
 
 def name_prefix() -> str:
