@@ -62,7 +62,8 @@ class ZfsPool(ZfsStorage):
     @cached_property
     def _mountpoint(self) -> Path:
         """Where file systems are mounted; a pool that is not imported yet does not say so."""
-        given = self.definition.options.mountpoint
+        mounted = next((mount.point for mount in _mounts_of(self.pool.dataset)), "")
+        given = self.definition.options.mountpoint or mounted
         if not given:
             with contextlib.suppress(PveError):
                 given = self.pool.property("mountpoint")
@@ -75,13 +76,22 @@ class ZfsPool(ZfsStorage):
         return place / ".zfs/snapshot" / snapshot if snapshot else place
 
     def source(self, name: str) -> Source:
-        row = self.row(name)
-        place = self.device(row.name)
-        if row.type == zfs.FILE_SYSTEM:
-            self._mount(name, row, place)
-            return Source("folder", place, "subvol")
-        self._wait_for(row.name, place)
-        return Source("block", place, "raw")
+        own = self.parse(name).name
+        place = self.device(own)
+        kind, form = ("folder", "subvol") if is_folder(own) else ("block", "raw")
+        if not self._at_hand(own, place):
+            row = self.row(name)
+            if is_folder(own):
+                self._mount(name, row, place)
+            else:
+                self._wait_for(own, place)
+        return Source(kind, place, form)
+
+    def _at_hand(self, own: str, place: Path) -> bool:
+        """Whether the kernel itself says that a volume is there and reachable."""
+        if is_folder(own):
+            return any(mount.point == str(place) for mount in _mounts_of(self.pool.of(own)))
+        return volume_of(place) == self.pool.of(own)
 
     def _mount(self, name: str, row: Row, place: Path) -> None:
         if row.mountpoint != str(place):
@@ -199,6 +209,11 @@ def volume_of(device: Path) -> str:
     finally:
         os.close(fd)
     return answer.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _mounts_of(dataset: str) -> list[mounts.Mount]:
+    """Where this host has mounted a file system of ZFS."""
+    return [mount for mount in mounts.every() if (mount.kind, mount.source) == ("zfs", dataset)]
 
 
 def _forget_cached(device: Path) -> None:
