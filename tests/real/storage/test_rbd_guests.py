@@ -22,6 +22,7 @@ from tests.real.storage_vm.cephs import USER
 from tests.sandbox.root import Root
 
 MIB = 1 << 20
+HALTED = (*SMALL, "--freeze", 1)  # it runs, but its processors stand still: QEMU's part is all that matters
 
 
 @pytest.fixture
@@ -107,8 +108,28 @@ def test_a_machine_lives_on_the_cluster_and_moves_by_backups_without_losing_a_by
     assert leftovers(stored) == []
 
 
+def test_a_running_machine_is_saved_goes_on_and_is_restored_anywhere(
+    stored: Root, cluster: Cluster, vm_image: Path, tmp_path: Path
+) -> None:
+    disk = f"ceph:0,import-from={vm_image},discard=on,iothread=1"
+    stored.cli("qm", "create", 100, *HALTED, "--scsihw", "virtio-scsi-single", "--scsi0", disk, ok=True)
+    state = sha256(str(vm_image), tmp_path)
+    assert sha256(url(cluster, "vm-100-disk-0"), tmp_path) == state
+    stored.cli("qm", "start", 100, ok=True)
+    stored.cli("vzdump", 100, "--mode", "snapshot", "--compress", "zstd", ok=True)
+    assert status(stored) == "status: running"
+    stored.cli("qmrestore", newest(stored, 100), 101, "--storage", "local", ok=True)
+    assert sha256(str(stored / "var/lib/vz/images/101/vm-101-disk-0.raw"), tmp_path) == state
+    stored.cli("vzdump", 101, "--compress", "zstd", ok=True)
+    stored.cli("qmrestore", newest(stored, 101), 102, "--storage", "ceph", ok=True)
+    assert sha256(url(cluster, "vm-102-disk-0"), tmp_path) == state
+    with pytest.raises(Refused, match=r"is in use by a client at 127\.0\.0\.1"):
+        volumes.free("ceph:vm-100-disk-0")
+    assert leftovers(stored) == []
+
+
 def test_the_key_is_seen_by_nobody(stored: Root, cluster: Cluster) -> None:
-    stored.cli("qm", "create", 100, *SMALL, "--scsi0", "ceph:1", "--virtio1", "ceph:1", ok=True)
+    stored.cli("qm", "create", 100, *HALTED, "--scsi0", "ceph:1", "--virtio1", "ceph:1", ok=True)
     told = stored.cli("qm", "showcmd", 100, ok=True).stdout
     assert '"driver":"rbd","pool":"vms","image":"vm-100-disk-0"' in told
     assert '"key-secret"' in told
@@ -147,7 +168,7 @@ def _folders(root: Root) -> list[str]:
 
 
 def test_a_wrong_key_stops_the_start_and_leaves_nothing(stored: Root) -> None:
-    stored.cli("qm", "create", 100, *SMALL, "--scsi0", "ceph:1", ok=True)
+    stored.cli("qm", "create", 100, *HALTED, "--scsi0", "ceph:1", ok=True)
     keyring = stored / "etc/pve/priv/ceph/ceph.keyring"
     right = keyring.read_text()
     keyring.write_text(f"[client.{USER}]\nkey = AQAAAAAAAAAAABAAAAAAAAAAAAAAAAAAAAAAAA==\n")
@@ -160,7 +181,7 @@ def test_a_wrong_key_stops_the_start_and_leaves_nothing(stored: Root) -> None:
 
 
 def test_disks_grow_while_their_machine_runs(stored: Root, cluster: Cluster) -> None:
-    stored.cli("qm", "create", 100, *SMALL, "--scsi0", "ceph:1", ok=True)
+    stored.cli("qm", "create", 100, *HALTED, "--scsi0", "ceph:1", ok=True)
     stored.cli("qm", "start", 100, ok=True)
     stored.cli("qm", "disk", "resize", 100, "scsi0", "+64M", ok=True)
     assert "size=1088M" in str(config(stored)["scsi0"])
