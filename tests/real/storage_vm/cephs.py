@@ -8,6 +8,8 @@ import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 from pvetools.storage import secrets
 from tests.real import ceph
 from tests.real.ceph import Cluster
@@ -17,12 +19,18 @@ USER = "pve"
 MARK = b"foreign data " * 100
 
 
+_began: list[str] = []
+
+
 @functools.cache
 def cluster() -> Cluster:
-    """The cluster, with the pool ``vms`` and a user who may use it."""
+    """The cluster, with the pool ``vms`` and a user who may use it; one that did not start is not tried again."""
+    if _began:
+        pytest.fail("the Ceph cluster did not start in an earlier test", pytrace=False)
+    _began.append("now")
     stack = contextlib.ExitStack()
-    made = stack.enter_context(ceph.make(Path("/run/ceph-test")))
     atexit.register(stack.close)
+    made = stack.enter_context(ceph.make(Path("/run/ceph-test")))
     made.add_pool("vms")
     made.add_user(USER, "mon", "profile rbd", "osd", "profile rbd pool=vms")
     return made
