@@ -327,10 +327,11 @@ class GroupStorage(FlatStorage):
     def source(self, name: str) -> Source:
         found = self.logical(name)
         path = self.device(found.name)
-        if not (found.active and blockdev.is_device(path)):
+        known = blockdev.is_device(path)
+        if not (found.active and known):
             self.reach(found.name)
-        elif self.definition.shared:
-            self.lvm("lvchange", "--refresh", found.name)  # another node may have resized it
+        if self.definition.shared and known:  # another node may have resized it; LVM is not sure then that it is active
+            self.lvm("lvchange", "--refresh", found.name)
         return Source("block", path, "raw")
 
     def idle(self, name: str) -> Logical:

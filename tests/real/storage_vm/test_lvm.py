@@ -51,7 +51,7 @@ def define(group: None) -> Iterator[Define]:
 def thin(pool: None) -> Iterator[Define]:
     """Define the storage on a thin pool; afterwards the pool is empty."""
     yield lambda **options: _define(f"lvmthin: {STORAGE}\n\tvgname vgthin\n\tthinpool pool\n", **options)
-    sh("lvremove -qfy $(lvs --noheadings -o lv_full_name -S 'pool_lv=pool' vgthin)")
+    sh("lvremove -qfy -S pool_lv=pool vgthin")
 
 
 def names(group: str = "vgdata") -> list[str]:
@@ -400,7 +400,8 @@ def test_the_next_command_ends_an_interrupted_rollback(thin: Define, gone: bool)
     put(volid, 1)
     volumes.snapshot(volid, "first")
     put(volid, 2)
-    sh("lvcreate -qy -kn -prw --addtag pvetools-rollback -n rollback-vm-100-disk-0 -s vgthin/snap_vm-100-disk-0_first")
+    tag = f"--addtag pvetools-coming-{paths.node()}"
+    sh(f"lvcreate -qy -kn -prw {tag} -n coming-vm-100-disk-0 -s vgthin/snap_vm-100-disk-0_first")
     if gone:
         sh("lvremove -qfy vgthin/vm-100-disk-0")
     said: list[str] = []
