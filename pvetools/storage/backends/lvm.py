@@ -47,6 +47,13 @@ class VolumeGroup(ChainStorage):
         super().__init__(definition)
         self.info = _WITH_CHAINS if definition.options.snapshot_as_volume_chain else _PLAIN
 
+    def prepare(self) -> None:
+        if self.definition.options.snapshot_as_volume_chain:  # the code is there, the proof that it is safe is not
+            raise Refused(
+                f"option 'snapshot-as-volume-chain' is not served for type 'lvm', so storage '{self.id}' can't have it"
+            )
+        super().prepare()
+
     def mine(self, found: Logical) -> bool:
         tagged = not self.definition.options.tagged_only or any(_TAG.fullmatch(tag) for tag in found.tags)
         readable = "qcow2" in self.info.alloc or not found.name.endswith(SUFFIX)
