@@ -6,6 +6,7 @@ A cluster of this host is found by ``/etc/pve/ceph.conf`` or ``/etc/ceph/ceph.co
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,9 +106,14 @@ class Cluster(NamedTuple):
         return done
 
     def fsid(self) -> str:
-        """Id of the cluster, from the configuration or from the cluster."""
-        match = _FSID.search(self.config.read_text("utf-8", "replace")) if self.config.is_file() else None
-        return match[1] if match else self.run("ceph", "fsid").stdout.strip()
+        """Id of the cluster, from the configuration or from the cluster, which is asked once."""
+        return _fsid(self)
+
+
+@functools.cache
+def _fsid(found: Cluster) -> str:
+    match = _FSID.search(found.config.read_text("utf-8", "replace")) if found.config.is_file() else None
+    return match[1] if match else found.run("ceph", "fsid").stdout.strip()
 
 
 def reach(found: Cluster) -> None:
