@@ -143,8 +143,9 @@ def soon(check: Callable[[], object], patience: float = PATIENCE) -> bool:
 
 
 def settle() -> None:
-    """Wait until udev has made the names of new devices."""
-    run(["udevadm", "settle", "--timeout=10"], check=False, timeout=15)
+    """Wait until udev has made the names of new devices; a host that is too busy for that is used as it is."""
+    with contextlib.suppress(PveError):
+        run(["udevadm", "settle", "--timeout=10"], timeout=20)
 
 
 def stable_names(kinds: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pvetools.system.errors import MissingTool, PveError, RunError
 
 run.PACKAGES |= {"smbclient": "smbclient", "showmount": "nfs-common", "zfs": "zfsutils-linux"}
 
-_PATIENCE = 20.0
+_PATIENCE = 40.0
 _GUESTS_FOLDER = re.compile(r".*/(?:subvol|basevol)-\d+-[^/]+", re.ASCII)
 _STATUS = re.compile(r"NT_STATUS_\w+")
 # why a login fails, in the server's words and in ours
@@ -54,6 +54,7 @@ def cifs(server: str, username: str = "", password: str = "", domain: str = "") 
     with _login_file(username, password, domain) as file:
         servers.smb(server)
         words = ["smbclient", "--list", server, "--grepable", "--debuglevel=0", "--option=client min protocol=SMB2"]
+        words.append("--option=disable netbios=yes")  # or it looks for a workgroup as well
         if username:
             words += ["--authentication-file", f"/proc/self/fd/{file}"]
         else:

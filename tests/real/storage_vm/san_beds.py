@@ -161,11 +161,11 @@ def multipathd() -> Iterator[None]:
     Path("/etc/multipath.conf").write_text(
         'defaults {\n find_multipaths no\n polling_interval 1\n}\nblacklist {\n devnode "^(vd|loop|nvme|zd|rbd)"\n}\n'
     )
-    sh("systemctl start multipathd.socket multipathd")
+    sh("systemctl start multipathd")
     try:
         yield
     finally:
-        sh("multipath -F; systemctl stop multipathd.socket multipathd; rm /etc/multipath.conf", check=False)
+        sh("multipath -F; systemctl stop multipathd; rm /etc/multipath.conf", check=False)
 
 
 # NVMe.
