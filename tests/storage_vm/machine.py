@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pvetools.system.run import TIED
 from tests.sandbox import cache
 from tests.storage_vm import payload
 from tests.storage_vm.build import Assets
@@ -218,7 +219,7 @@ class Machine:
             (self.folder / name).unlink(missing_ok=True)
         with (self.folder / "qemu.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*arguments(self.folder, self.assets), *extra],
+                [*TIED, *arguments(self.folder, self.assets), *extra],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,  # Ctrl-C is for pytest
             )  # fmt: skip
