@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 WANTED = ("cpuset", "cpu", "io", "memory", "pids")
 # LXC leaves a process 1 in a group of this name out of the paths that it makes for containers.
 INIT_GROUP = "init.scope"
-_YOUNG = 60.0  # seconds
+_LONG = 3600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -155,30 +156,37 @@ def remove(groups: Groups, timeout: float = 10.0) -> list[Path]:
     return left
 
 
-def stale(prefix: str) -> Groups:
-    """Groups called PREFIX + the id of a process that is gone: left by a sandbox that was killed.
+def name(prefix: str) -> str:
+    """Name for the groups of a sandbox of this process; other pid namespaces have the same ids."""
+    return f"{prefix}{_pid_namespace()}-{os.getpid()}"
 
-    A process that is not seen may live in another pid namespace: then somebody lives in its groups.
-    """
+
+def _pid_namespace() -> int:
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
+def stale(prefix: str) -> Groups:
+    """Groups of a sandbox that was killed: its process is gone, or nobody has lived in them for long."""
     found = Groups([], [])
+    pattern = re.compile(rf"{re.escape(prefix)}(\d+)-(\d+)", re.ASCII)
     for hierarchy in hierarchies():
         for directory, names, _ in os.walk(hierarchy.mountpoint):
-            for name in names:
-                pid = name.removeprefix(prefix)
-                group = Path(directory) / name
-                if name.startswith(prefix) and pid.isdigit() and not Path("/proc", pid).exists() and _abandoned(group):
-                    found.paths.append(group)
+            for child in names:
+                match = pattern.fullmatch(child)
+                if match and _is_stale(Path(directory) / child, int(match[1]), match[2]):
+                    found.paths.append(Path(directory) / child)
     return found
 
 
-def _abandoned(group: Path) -> bool:
-    """Whether no process lives in a group or below, and it is not one that somebody is about to enter."""
+def _is_stale(group: Path, namespace: int, pid: str) -> bool:
+    if namespace == _pid_namespace():
+        return not Path("/proc", pid).exists()
     for directory, _, _ in os.walk(group):
         with contextlib.suppress(OSError):
             if Path(directory, "cgroup.procs").read_text().strip():
                 return False
     with contextlib.suppress(OSError):
-        return time.time() - group.stat().st_ctime > _YOUNG
+        return time.time() - group.stat().st_ctime > _LONG
     return False
 
 

@@ -77,7 +77,7 @@ def supervise(command: Sequence[str], *, libvirt: bool = True, keep: bool = Fals
     sweep()
     with contextlib.ExitStack() as undo:
         scratch = undo.enter_context(_scratch(keep))
-        groups = cgroups.create(f"{PREFIX}{os.getpid()}")
+        groups = cgroups.create(cgroups.name(PREFIX))
         undo.callback(_remove_groups, groups)
         environment = {
             **os.environ,

@@ -147,7 +147,7 @@ def test_a_killed_supervisor_takes_everything_with_it(sig: signal.Signals):
     assert gone(lambda: subprocess.run(["pgrep", "-f", "sleep 471[1]"], capture_output=True, check=False).stdout)
     enter.sweep()  # what the next sandbox does; after TERM there is nothing to do
     assert not scratch.exists()
-    left = [path for place in cgroups.hierarchies() for path in place.mountpoint.rglob(f"pvs-{run.pid}")]
+    left = [path for place in cgroups.hierarchies() for path in place.mountpoint.rglob(f"pvs-*-{run.pid}")]
     assert left == []
 
 
