@@ -53,12 +53,15 @@ class Counter:
         self.kill = kill
         self.signal = number
         self.root = root
+        self.owner = os.getpid()
         self.number = 0
         self.last = ""
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
     def step(self, label: str) -> None:
         label = label.replace(self.root, "")
+        if os.getpid() != self.owner:  # a child that asks a question keeps none of our files open
+            return
         if label == self.last or any(f" {place}" in label for place in UNCOUNTED):
             return
         self.last = label
