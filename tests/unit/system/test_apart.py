@@ -35,7 +35,7 @@ def test_nothing_to_ask_is_no_error() -> None:
 def test_all_are_asked_at_once() -> None:
     start = time.monotonic()
     apart.ask({f"q{number}": lambda: time.sleep(0.5) for number in range(20)}, 10)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 6  # one after the other would take 10 s
 
 
 def fail(error: Exception) -> None:
@@ -84,14 +84,19 @@ def test_large_answers_come_whole() -> None:
     assert apart.ask({"one": lambda: "x" * 10_000_000}, 30)["one"].value == "x" * 10_000_000
 
 
+def children() -> set[str]:
+    """Children of this process, ended ones that nobody waited for included."""
+    found = Path("/proc/self/task").glob("*/children")
+    return {pid for path in found for pid in path.read_text().split()}
+
+
 def test_one_that_takes_too_long_is_killed_and_the_others_are_there() -> None:
-    start = time.monotonic()
-    found = apart.ask({"late": lambda: time.sleep(60), "two": lambda: os.getpid()}, 0.5)
-    assert time.monotonic() - start < 3
-    assert found["late"] == apart.Answer(error="no answer within 0.5 seconds")
+    before, start = children(), time.monotonic()
+    found = apart.ask({"late": lambda: time.sleep(60), "two": lambda: os.getpid()}, 2)
+    assert time.monotonic() - start < 20
+    assert found["late"] == apart.Answer(error="no answer within 2 seconds")
     assert found["two"].value != os.getpid()
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children() <= before
 
 
 def test_a_child_keeps_no_lock_and_no_file_of_its_parent(root: Path) -> None:
