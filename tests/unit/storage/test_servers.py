@@ -61,7 +61,7 @@ def test_a_server_that_accepts_and_stays_silent_is_not_waited_for(check: Callabl
     start = time.monotonic()
     with listening(None) as port, pytest.raises(PveError, match=r"is not online \(port \d+: no answer within 0.3 sec"):
         check("127.0.0.1", port)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
 
 
 @CHECKS
