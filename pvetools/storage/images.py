@@ -12,7 +12,7 @@ from pvetools.system.errors import PveError, Refused
 _QCOW2 = struct.Struct(">4sIQIIQ")  # magic, version, offset and length of the backing name, cluster bits, size
 _VMDK = struct.Struct("<4sIIQQQQ")  # magic, version, flags, capacity, grain, offset and length of the descriptor
 _COWD = struct.Struct("<4sIII")  # magic, version, flags, capacity
-_EXTENT = re.compile(rb"^\s*(?:RW|RDONLY|NOACCESS)\s+(\d+)\s+\w+", re.MULTILINE)
+_EXTENT = re.compile(rb"^\s*(?:RW|RDONLY|NOACCESS)\s+(\d{1,15})\s+\w+", re.MULTILINE)
 _PARENT = re.compile(rb'^\s*parentFileNameHint\s*=\s*"([^"\n]*)"', re.MULTILINE)
 _EXTERNAL_DATA = 1 << 2
 _MAX_TEXT = 64 << 10

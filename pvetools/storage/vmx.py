@@ -14,10 +14,10 @@ from pvetools.system.errors import PveError, Refused
 SECTOR = 512
 _LINE = re.compile(r'\s*([^\s#=][^=]*?)\s*=\s*"(.*)"\s*')
 _ESCAPE = re.compile(r"\|([0-9a-fA-F]{2})")
-_DEVICE = re.compile(r"(ide|sata|scsi|nvme)(\d+):(\d+)\.filename", re.ASCII)
-_CARD = re.compile(r"ethernet(\d+)\.present", re.ASCII)
-_SERIAL = re.compile(r"serial(\d+)\.present", re.ASCII)
-_EXTENT = re.compile(r'^\s*(RW|RDONLY|NOACCESS)\s+(\d+)\s+(\w+)\s+"([^"]*)"(?:\s+(\d+))?', re.MULTILINE)
+_DEVICE = re.compile(r"(ide|sata|scsi|nvme)(\d{1,3}):(\d{1,3})\.filename", re.ASCII)
+_CARD = re.compile(r"ethernet(\d{1,3})\.present", re.ASCII)
+_SERIAL = re.compile(r"serial(\d{1,3})\.present", re.ASCII)
+_EXTENT = re.compile(r'^\s*(RW|RDONLY|NOACCESS)\s+(\d{1,15})\s+(\w+)\s+"([^"]*)"(?:\s+(\d+))?', re.MULTILINE)
 _PARENT = re.compile(r'^\s*parentFileNameHint\s*=\s*"([^"]*)"', re.MULTILINE)
 _FLAT = ("FLAT", "VMFS")
 # Operating systems by the beginning of VMware's name for them, the special ones first.
@@ -159,6 +159,6 @@ def extent(text: str, name: str) -> Extent:
     if len(found) != 1:
         raise Refused(f"disk '{name}' lies in {len(found)} files, only disks in one file can be imported")
     _, sectors, kind, file, offset = found[0]
-    if kind not in _FLAT or int(offset or 0) or "/" in file:
+    if kind not in _FLAT or offset.strip("0") or "/" in file:
         raise Refused(f"disk '{name}' keeps its data in '{file}' as {kind}, which can't be imported")
     return Extent(file, int(sectors) * SECTOR)
