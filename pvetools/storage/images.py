@@ -13,7 +13,8 @@ _QCOW2 = struct.Struct(">4sIQIIQ")  # magic, version, offset and length of the b
 _VMDK = struct.Struct("<4sIIQQQQ")  # magic, version, flags, capacity, grain, offset and length of the descriptor
 _COWD = struct.Struct("<4sIII")  # magic, version, flags, capacity
 _EXTENT = re.compile(rb"^\s*(?:RW|RDONLY|NOACCESS)\s+(\d{1,15})\s+\w+", re.MULTILINE)
-_PARENT = re.compile(rb'^\s*parentFileNameHint\s*=\s*"([^"\n]*)"', re.MULTILINE)
+# As QEMU searches: anywhere, with any two characters before the name.
+_PARENT = re.compile(rb'parentFileNameHint..([^"\0]*)', re.DOTALL)
 _EXTERNAL_DATA = 1 << 2
 _MAX_TEXT = 64 << 10
 SECTOR = 512
@@ -79,12 +80,15 @@ def _qcow2(file: IO[bytes], path: Path) -> ImageInfo:
 
 def _vmdk(file: IO[bytes], path: Path) -> ImageInfo:
     head = file.read(_MAX_TEXT)
+    near = _parent(head[SECTOR : 21 * SECTOR])  # where QEMU looks for a parent, whatever the header says
     if head[:4] == b"KDMV" and len(head) >= _VMDK.size:
         _, _, _, capacity, _, offset, length = _VMDK.unpack_from(head)
+        if not capacity:  # QEMU would take the extents of the descriptor instead: any file of the host
+            raise _damaged(path, "vmdk", "its header gives no size")
         text = _read_at(file, offset * SECTOR, min(length * SECTOR, _MAX_TEXT)) if offset else b""
-        return ImageInfo(capacity * SECTOR, _parent(text), len(_EXTENT.findall(text)) > 1)
+        return ImageInfo(capacity * SECTOR, _parent(text) or near, len(_EXTENT.findall(text)) > 1)
     if head[:4] == b"COWD" and len(head) >= _COWD.size:
-        return ImageInfo(_COWD.unpack_from(head)[3] * SECTOR)
+        return ImageInfo(_COWD.unpack_from(head)[3] * SECTOR, near)
     sizes = _EXTENT.findall(head) if b"# Disk DescriptorFile" in head[:1024] else []
     if not sizes:
         raise _damaged(path, "vmdk", "it begins neither with a sparse header nor with a descriptor")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from pvetools.storage.driver import Source
+from pvetools.system.errors import PveError
 
 # Kinds of warnings, in the words of the public interface.
 CDROM = "cdrom-image-ignored"
@@ -51,10 +52,12 @@ class Guest:
         """Give a disk its place, or the next free one on the bus when it is taken."""
         places = [f"{bus}{number}", *(f"{bus}{other}" for other in range(_SLOTS[bus]))]
         key = next((place for place in places if place not in self.disks and self._fits(place)), None)
-        if key is None:  # more disks than the bus has places
-            self.attach("scsi", 0, disk)
-        else:
+        if key is not None:
             self.disks[key] = disk
+        elif bus == "scsi":
+            raise PveError("the machine has more disks than there are places for")
+        else:
+            self.attach("scsi", 0, disk)
 
     def _fits(self, place: str) -> bool:
         bus = place.rstrip("0123456789")

@@ -79,6 +79,6 @@ def parse(data: bytes, what: str) -> Node:
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
     try:
         parser.Parse(data, True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two of encodings
         raise PveError(f"{what} is not valid XML: {error}") from None
     return top.children[0]

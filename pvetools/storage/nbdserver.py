@@ -97,7 +97,7 @@ class _Client:
         if request.kind == _READING and request.length <= min(_LONGEST, self._size - request.offset):
             try:
                 error, data = 0, self._read(request.offset, request.length)
-            except PveError:
+            except Exception:  # whatever it is, the other side waits for an answer
                 error = _IO_ERROR
         with self._sending, contextlib.suppress(OSError):
             self._socket.sendall(struct.pack(">IIQ", _REPLY, error, request.handle) + data)
@@ -121,8 +121,8 @@ def serving(size: int, read: Read) -> Iterator[str]:
     def noted(offset: int, length: int) -> bytes:
         try:
             return read(offset, length)
-        except PveError as error:
-            failed.append(error)
+        except Exception as error:
+            failed.append(error if isinstance(error, PveError) else PveError(f"reading failed: {error}"))
             raise
 
     paths.run_dir().mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
+from email.message import Message
 from typing import Any, NamedTuple
 from urllib.parse import urlencode, urljoin
 
@@ -19,6 +20,7 @@ from pvetools.system.units import human_size
 
 _DOCKER, _DOCKER_SERVER = "docker.io", "registry-1.docker.io"
 _LARGEST = 4 << 20  # bytes of a manifest, a token or a list
+_MOST = 8 << 30  # bytes of a part: the archive's headers have no room for more
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _BEARER = re.compile(r'(\w+)="([^"]*)"')
 _NEXT = re.compile(r'<([^>]+)>;\s*rel="?next"?')
@@ -51,7 +53,9 @@ def parse(text: str) -> Reference:
     """Take a name apart; without a registry it is Docker's."""
     first, slash, rest = text.partition("/")
     if not slash or not (set(first) & {".", ":"} or first == "localhost"):
-        first, rest = _DOCKER, text if slash else f"library/{text}"
+        first, rest = _DOCKER, text
+    if first == _DOCKER and "/" not in rest:
+        rest = f"library/{rest}"
     repository, _, tag = rest.partition(":")
     return Reference(_DOCKER_SERVER if first == _DOCKER else first, repository, tag or "latest")
 
@@ -80,7 +84,7 @@ def _part(row: object) -> Part:
     """
     row = _object(row, "manifest")
     digest, size = str(row.get("digest")), row.get("size")
-    if not _DIGEST.fullmatch(digest) or not isinstance(size, int) or size < 0:
+    if not _DIGEST.fullmatch(digest) or not isinstance(size, int) or not 0 <= size < _MOST:
         raise PveError(f"the registry names a part with the checksum '{digest}' and the size '{size}'")
     kind = str(row.get("mediaType"))
     return Part(_KINDS.get(kind, kind), digest, size)
@@ -126,14 +130,14 @@ class Registry:
                 raise
             self._login(error.headers.get("WWW-Authenticate", ""))
 
-    def read(self, path: str, accept: str = "application/json") -> tuple[bytes, Mapping[str, str]]:
+    def read(self, path: str, accept: str = "application/json") -> tuple[bytes, Message]:
         """A small answer and its headers.
 
         Raises:
             PveError: with the words of the server.
         """
         with web.opened(self._url(path), headers=self._headers(accept)) as answer:
-            return b"".join(_limited(answer)), dict(answer.headers.items())
+            return b"".join(_limited(answer)), answer.headers
 
     def blob(self, part: Part) -> Iterator[bytes]:
         """The content of a part, which has its checksum and its size.
@@ -202,8 +206,16 @@ def tags(text: str) -> list[str]:
         following = _NEXT.search(headers.get("Link", ""))
         if not following:
             break
-        path = "tags/list?" + urljoin(registry._url(path), following[1]).partition("?")[2]
+        path = f"tags/list?{_query(registry._url(path), following[1])}"
     return found
+
+
+def _query(url: str, link: str) -> str:
+    """Query of a link that stands in the answer to an address."""
+    try:
+        return urljoin(url, link).partition("?")[2]
+    except ValueError as error:
+        raise PveError(f"the registry's list of tags goes on at '{link}', which is no address: {error}") from None
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -242,7 +254,7 @@ def pull(storage: str, text: str, filename: str = "") -> None:
     manifest = _manifest(registry, reference.tag)
     config, layers = _part(manifest["config"]), [_part(row) for row in _rows(manifest, "layers")]
     log.emit(f"pulling '{text}': {len(layers)} layers, {human_size(sum(layer.size for layer in layers))}")
-    incoming.need_space(folder, sum(layer.size for layer in layers))
+    incoming.need_space(folder, sum(part.size for part in [config, *layers]))
     with incoming.part(folder) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
             _pack(archive, registry, [config, *layers])

@@ -33,7 +33,7 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(path, "r:") as archive:
             yield archive
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError) as error:
         raise PveError(f"'{path}' is not a valid OVA archive: {error}") from None
     except FileNotFoundError:
         raise NotFound(f"no such archive: '{path}'") from None

@@ -73,12 +73,13 @@ def _options(settings: Mapping[str, str]) -> dict[str, str]:
     options = {"ostype": _ostype(settings.get("guestos", "").lower())}
     if name := imported.guest_name(settings.get("displayname", "")):
         options["name"] = name
-    total, each = _number(settings, "numvcpus", 1), _number(settings, "cpuid.corespersocket", 1)
+    total, each = _number(settings, "numvcpus", 1) or 1, _number(settings, "cpuid.corespersocket", 1)
     sockets = total // each if each and total % each == 0 else 1
     options |= {"sockets": str(sockets), "cores": str(total // sockets)}
     if memory := _number(settings, "memsize", 0):
         options["memory"] = str(memory)
-    if uuid := re.sub(r"[^0-9a-f]", "", settings.get("uuid.bios", "").lower()):
+    uuid = re.sub(r"[^0-9a-f]", "", settings.get("uuid.bios", "").lower())
+    if len(uuid) == 32:
         parts = (uuid[:8], uuid[8:12], uuid[12:16], uuid[16:20], uuid[20:32])
         options["smbios1"] = f"uuid={'-'.join(parts)}"
     return options

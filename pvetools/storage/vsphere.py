@@ -316,7 +316,10 @@ class Reader:
         headers = self._session.headers({"Range": f"bytes={offset}-{offset + length - 1}"})
         connection.request("GET", _path(self._place), headers=headers)
         response = connection.getresponse()
-        return response.status, response.read(length if response.status == 206 else _LARGEST_REFUSAL)
+        data = response.read(length if response.status == 206 else _LARGEST_REFUSAL)
+        if response.status == 206 and response.length:  # cut off, which is no error in http.client's eyes
+            raise http.client.IncompleteRead(data)
+        return response.status, data
 
     def _drop(self) -> None:
         if connection := getattr(self._mine, "connection", None):

@@ -143,6 +143,10 @@ def _split(url: str) -> _Url:
         raise Refused(f"'{shown(url)}': only http:// and https:// are served")
     if parts.username is not None:
         raise Refused("user names and passwords in addresses are not supported")
+    if re.search(r"[\x00-\x20\x7f]", host):
+        raise PveError(
+            f"'{shown(url)}' is not a valid address: blanks and control characters in the name of the server"
+        )
     path = quote(parts.path or "/", safe="/%:=&~+!$,;'@()*[]")
     query = quote(parts.query, safe="/%:=&~+!$,;'@()*[]?")
     return _Url(parts.scheme == "https", host, port or _PORTS[parts.scheme], f"{path}?{query}" if query else path)
@@ -183,7 +187,7 @@ class Answer:
         if time.monotonic() > self._deadline:
             raise PveError(f"'{shown(self.url)}' took longer than {LONGEST / 3600:g} hours")
         try:
-            return self._response.read(_BLOCK)
+            return self._response.read1(_BLOCK)  # what is there: a slow server may not hold up the clock
         except (OSError, http.client.HTTPException) as error:
             raise PveError(f"reading '{shown(self.url)}' failed: {_reason(error)}") from None
 

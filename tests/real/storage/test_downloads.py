@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import hashlib
 import json
@@ -188,6 +189,34 @@ def test_a_silent_server_is_given_up(allowed: None, monkeypatch: pytest.MonkeyPa
         pytest.raises(PveError, match=r"no data within 0\.3 seconds"),
     ):
         web.metadata(f"http://127.0.0.1:{deaf.getsockname()[1]}/")
+
+
+def test_a_server_that_trickles_is_given_up(allowed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "LONGEST", 0.5)
+
+    def trickle(server: socket.socket) -> None:
+        link, _ = server.accept()
+        with link, contextlib.suppress(OSError):
+            link.recv(4096)
+            link.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while True:
+                link.sendall(b"x")
+                time.sleep(0.02)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=trickle, args=(server,), daemon=True).start()
+        with (
+            web.opened(f"http://127.0.0.1:{server.getsockname()[1]}/") as answer,
+            pytest.raises(PveError, match="took longer than"),
+        ):
+            for _ in answer.chunks():
+                pass
+
+
+@pytest.mark.parametrize("url", ["http://a b/x", "http://a\x00b/x"])
+def test_names_of_servers_that_are_none_are_refused(url: str) -> None:
+    with pytest.raises(PveError):
+        web.metadata(url)
 
 
 # Redirects and addresses.

@@ -78,3 +78,11 @@ def test_nobody_has_to_come(root: Root) -> None:
     with nbdserver.serving(len(DATA), read):
         pass
     assert run_dir(root) == []
+
+
+def test_any_failure_is_an_answer(root: Root, tmp_path: Path) -> None:
+    def fails(offset: int, length: int) -> bytes:
+        raise LookupError("nobody expected that")
+
+    with pytest.raises(PveError, match="nobody expected that"), nbdserver.serving(len(DATA), fails) as url:
+        run.run(["qemu-img", "convert", "-f", "raw", "-O", "raw", url, tmp_path / "copy"], timeout=60)

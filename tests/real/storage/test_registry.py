@@ -145,6 +145,7 @@ def test_malformed_names_are_refused(root: Root, reference: str) -> None:
     [
         ("alpine:3", "registry-1.docker.io", "library/alpine", "3"),
         ("me/thing:1", "registry-1.docker.io", "me/thing", "1"),
+        ("docker.io/alpine:3", "registry-1.docker.io", "library/alpine", "3"),
         ("docker.io/library/alpine:3", "registry-1.docker.io", "library/alpine", "3"),
         ("quay.io/a/b/c:x", "quay.io", "a/b/c", "x"),
         ("localhost:5000/a:x", "localhost:5000", "a", "x"),

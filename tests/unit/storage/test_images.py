@@ -110,3 +110,32 @@ def test_no_header_crashes_the_reader(tmp_path: Path, start: bytes, rest: bytes,
     except PveError:
         return
     assert info.size >= 0
+
+
+def sparse_vmdk(capacity: int, descriptor: bytes, *, declared: int = 1) -> bytes:
+    """A VMDK header with a descriptor in the sector behind it, whether the header names that or not."""
+    head = struct.pack("<4sIIQQQQIQQQ", b"KDMV", 1, 3, capacity, 128, declared, 20, 512, 0, 21, 128)
+    return (head.ljust(512, b"\0") + descriptor).ljust(64 << 10, b"\0")
+
+
+def test_a_vmdk_that_names_a_file_of_the_host_as_its_data_is_refused(tmp_path: Path) -> None:
+    """QEMU opens the extents of the descriptor when the header gives no size."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret" * 2000)
+    path = tmp_path / "a.vmdk"
+    text = f'# Disk DescriptorFile\nversion=1\ncreateType="monolithicFlat"\nRW 20 FLAT "{secret}" 0\n'
+    path.write_bytes(sparse_vmdk(0, text.encode()))
+    out = run.run(["qemu-img", "convert", "-f", "vmdk", "-O", "raw", path, tmp_path / "out"], check=False)
+    assert out.code or b"secret" in (tmp_path / "out").read_bytes()  # that is what would happen
+    with pytest.raises(PveError, match="its header gives no size"):
+        images.check_foreign(path, "vmdk")
+
+
+@pytest.mark.parametrize("declared", [0, 1])
+@pytest.mark.parametrize("before", ["", "#", " x"])
+def test_a_parent_is_seen_wherever_qemu_would_see_it(tmp_path: Path, declared: int, before: str) -> None:
+    path = tmp_path / "a.vmdk"
+    text = f'# Disk DescriptorFile\nversion=1\nparentCID=11111111\n{before}parentFileNameHint="/etc/passwd"\n'
+    path.write_bytes(sparse_vmdk(2048, text.encode(), declared=declared))
+    with pytest.raises(Refused, match="backing file '/etc/passwd'"):
+        images.check_foreign(path, "vmdk")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pvetools.storage import imported, ova, ovf, volumes
+from pvetools.storage import imported, markup, ova, ovf, volumes
 from pvetools.storage.imported import Disk, Guest, Warn
 from pvetools.system.errors import NotFound, PveError, Refused
 
@@ -265,3 +265,19 @@ def test_only_descriptors_and_archives_describe_guests(local: Path) -> None:
         volumes.guest("local:import/a.ova")
     with volumes.importable("local:import/a.qcow2") as found:
         assert (found.path.name, found.format) == ("a.qcow2", "qcow2")
+
+
+@pytest.mark.parametrize("encoding", ["foo", "shift_jis"])
+def test_an_encoding_that_nobody_knows_is_refused(encoding: str) -> None:
+    with pytest.raises(PveError, match="is not valid XML"):
+        markup.parse(f'<?xml version="1.0" encoding="{encoding}"?><a/>'.encode(), "the descriptor")
+
+
+def test_damaged_headers_of_an_archive_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.ova"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as made:
+        member = tarfile.TarInfo("a.ovf")
+        member.pax_headers = {"GNU.sparse.map": "a,b"}
+        made.addfile(member, io.BytesIO())
+    with pytest.raises(PveError, match="is not a valid OVA archive"):
+        ova.check(path)

@@ -86,3 +86,17 @@ def test_an_extent_is_found() -> None:
         vmx.extent("anything else", "a.vmdk")
     with pytest.raises(Refused, match="remove the snapshots of the machine first"):
         vmx.extent(text + 'parentFileNameHint="b.vmdk"\n', "a.vmdk")
+
+
+def test_nonsense_about_processors_and_identity_does_no_harm() -> None:
+    made = vmx.guest({"numvcpus": "0", "cpuid.corespersocket": "0", "uuid.bios": "56 4d"}, lambda file: Disk(file, 1))
+    assert (made.options["sockets"], made.options["cores"]) == ("1", "1")
+    assert "smbios1" not in made.options
+
+
+def test_more_disks_than_places_are_refused() -> None:
+    made = Guest()
+    for number in range(31):
+        made.attach("scsi", number, Disk(f"{number}.vmdk", 1))
+    with pytest.raises(PveError, match="more disks than there are places"):
+        made.attach("scsi", 0, Disk("more.vmdk", 1))
