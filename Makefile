@@ -31,10 +31,11 @@ test: lint assets
 	$(VENV)/bin/python -m tests.sandbox.enter -- $(CURDIR)/$(VENV)/bin/python -m pytest tests
 
 # storage backends against real servers and devices, in a VM of their own that is built once
-test-storage: $(VENV)/ready
+test-storage: assets
 	$(VENV)/bin/python -m tests.storage_vm.build
 	$(VENV)/bin/python -m pytest -p tests.storage_vm.plugin tests/real/storage_vm
-	apt-get install -y -q --no-install-recommends $(APT_PEERS)
+	apt-get update -q
+	$(call install_idle,docker-registry,$(APT_PEERS))
 	$(VENV)/bin/python -m tests.sandbox.enter -- $(CURDIR)/$(VENV)/bin/python -m pytest tests/real/vmware tests/real/storage/test_registry.py
 
 # guest image and container templates, cached; made before the sandbox is entered, which reaches no mirror
@@ -63,13 +64,18 @@ test-matrix: $(VENV)/ready
 generate: $(VENV)/ready
 	$(VENV)/bin/python -m pvetools.cli.generate
 
+# Install packages; the server among them that was not there before is for the tests alone, which start their own.
+install_idle = had=$$(dpkg-query -W -f='$${db:Status-Abbrev}' $(1) 2>/dev/null); \
+	apt-get install -y -q --no-install-recommends $(2) || exit 1; \
+	if [ "$${had% }" != ii ] && [ -d /run/systemd/system ]; then systemctl disable --now $(1).service; fi
+
 packages:
 	apt-get update -q
 	apt-get install -y -q --no-install-recommends $(APT_RUN)
 
 packages-test:
 	apt-get update -q
-	apt-get install -y -q --no-install-recommends $(APT_RUN) $(APT_TEST)
+	$(call install_idle,tgt,$(APT_RUN) $(APT_TEST))
 
 # The distribution's bindings come through the system's site-packages, everything else from PyPI.
 requirements = $(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from tests.sandbox import enter
+
+with contextlib.suppress(ImportError):  # the storage VM does without it
+    import hypothesis
+
+    hypothesis.settings.register_profile("pvetools", deadline=None)  # a busy machine is no fault of the example's
+    hypothesis.settings.load_profile("pvetools")
 
 REAL = Path(__file__).parent / "real"
 REASON = "needs the sandbox: python -m tests.sandbox.enter -- python -m pytest tests/real"

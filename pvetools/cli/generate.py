@@ -38,7 +38,10 @@ def write(folder: Path) -> None:
 
 def main() -> None:
     """Write into the source tree, or into the folder that is named on the command line."""
-    write(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[2])
+    target = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parents[2])
+    if target.startswith("-"):
+        sys.exit("usage: python -m pvetools.cli.generate [FOLDER]")
+    write(Path(target))
 
 
 if __name__ == "__main__":

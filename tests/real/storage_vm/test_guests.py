@@ -34,7 +34,7 @@ QCOW2 = ("dir", "nfs4", "cifs")  # their VMs are tried with this format
 def guest_assets() -> Path:
     """What guests are made of is carried in for tests with this fixture."""
     if not ASSETS.is_dir():
-        pytest.skip(f"{ASSETS} was not carried in")
+        pytest.fail(f"{ASSETS} was not carried in")
     return ASSETS
 
 
