@@ -1,7 +1,8 @@
 """Questions whose answers may never come, such as those to a dead server's file system: each in a child of its own.
 
 A thread would not do: one that waits inside the kernel keeps the whole process from ending. A child that does not
-answer in time is killed and left to itself; it holds none of our files, locks or terminals.
+answer in time is killed with the programs that it started, and left to itself where that does not help; it holds none
+of our files, locks or terminals.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 from pvetools.system import files, log, paths
 from pvetools.system.errors import PveError
 
-_PATIENCE = 0.2  # seconds for a killed child to go
+_PATIENCE = 0.2  # seconds for a killed child and its programs to go
 _lost: set[int] = set()
 
 
@@ -76,7 +77,7 @@ def _start(name: str, question: Callable[[], Any], waiting: selectors.BaseSelect
 def _answer(question: Callable[[], Any], writing: int) -> NoReturn:
     """The child: it keeps nothing of its parent open but the pipe for its answer."""
     try:
-        os.setpgid(0, 0)
+        os.setsid()  # programs get groups of their own, but stay in this session
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         null = os.open(os.devnull, os.O_RDWR)
@@ -121,7 +122,10 @@ def _taken(child: _Child) -> Answer:
         os.waitpid(child.pid, 0)
     if not child.said:
         return Answer(error="the process that asked it ended without an answer")
-    answer, lines = pickle.loads(child.said)  # noqa: S301 - our own child wrote it
+    try:
+        answer, lines = pickle.loads(child.said)  # noqa: S301 - our own child wrote it
+    except (pickle.UnpicklingError, EOFError):  # killed while it wrote
+        return Answer(error="the process that asked it ended in the middle of its answer")
     for line in lines:
         if line.startswith("WARN: "):
             log.warn(line.removeprefix("WARN: "))
@@ -131,22 +135,42 @@ def _taken(child: _Child) -> Answer:
 
 
 def _forget(key: selectors.SelectorKey, waiting: selectors.BaseSelector) -> None:
-    """Kill a child; one that hangs in the kernel, where no signal reaches it, is noted down."""
+    """Kill a child and what it started; what hangs in the kernel, where no signal reaches it, is noted down."""
     waiting.unregister(key.fd)
     os.close(key.fd)
     child: _Child = key.data
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child.pid, signal.SIGKILL)
+    _kill(child.pid)
     deadline = time.monotonic() + _PATIENCE
-    while not _gone(child.pid):
+    while left := _living(child.pid):
+        for pid in left:
+            _kill(pid)
         if time.monotonic() > deadline:
             _lost.add(child.pid)
             with contextlib.suppress(OSError):
                 place = _note(child.name)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                files.write_atomic(place, f"{child.pid} {_started(child.pid)}\n")
+                files.write_atomic(place, f"{left[0]} {_started(left[0])}\n")
             return
-        time.sleep(0.002)
+        time.sleep(0.005)
+    # only now: until it is waited for, nobody else gets its number, by which its programs are found
+    if not _gone(child.pid):
+        _lost.add(child.pid)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _living(child: int) -> list[int]:
+    """What still lives of a child and its session, the child itself first."""
+    found = [child] if _started(child) else []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != child:
+            words = _stat(int(entry.name))
+            if words and int(words[3]) == child:
+                found.append(int(entry.name))
+    return found
 
 
 def _gone(pid: int) -> bool:
@@ -181,8 +205,14 @@ def hanging(name: str) -> int:
 
 def _started(pid: int) -> str:
     """When a living process was started, in the kernel's words; empty for one that is gone."""
+    words = _stat(pid)
+    return words[19] if words else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel tells of a living process, from its state on; empty for one that is gone."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:
-        return ""
-    return "" if words[0] in "ZX" else words[19]
+        return []
+    return [] if words[0] in "ZX" else words

@@ -130,3 +130,70 @@ def test_a_program_that_inherits_a_lock_holds_it(root: Path) -> None:
         run.kill_group(program)
     with lock.locked(root / "lock", 1):
         pass
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_programs_of_one_that_takes_too_long_are_killed_with_it(root: Path) -> None:
+    from pvetools.system import run
+
+    note = root / "pids"
+
+    def asked() -> None:
+        run.run(["sh", "-c", f"sleep 60 & echo $$ $! >{note}; wait"])
+
+    before = children()
+    assert apart.ask({"late": asked}, 2)["late"].error == "no answer within 2 seconds"
+    pids = [int(word) for word in note.read_text().split()]
+    assert len(pids) == 2
+    assert not any(lives(pid) for pid in pids)
+    assert not apart.hanging("late")
+    assert children() <= before
+
+
+def test_what_outlives_its_killing_is_noted_and_not_asked_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here because nothing is killed; otherwise because it waits inside the kernel."""
+    from pvetools.system import run
+
+    note = root / "pid"
+    monkeypatch.setattr(apart, "_kill", lambda pid: os.kill(pid, signal.SIGKILL) if pid in own() else None)
+
+    def own() -> set[int]:
+        return {int(pid) for pid in children()}
+
+    def asked() -> None:
+        run.run(["sh", "-c", f"echo $$ >{note}; exec sleep 60"])
+
+    apart.ask({"late": asked}, 2)
+    program = int(note.read_text())
+    try:
+        assert lives(program)
+        assert apart.hanging("late") == program
+        again = apart.ask({"late": asked}, 2)["late"]
+        assert again.error == f"it does not answer: process {program} hangs in it since an earlier time"
+    finally:
+        os.kill(program, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while lives(program):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert apart.ask({"late": lambda: 3}, 10)["late"].value == 3
+
+
+class Halved:
+    """An answer whose child is killed while it writes it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return (Halved, ())
+
+
+def test_a_child_that_is_killed_while_it_answers_does_not_hide_the_others() -> None:
+    found = apart.ask({"one": lambda: ["x" * 1_000_000, Halved()], "two": lambda: 2}, 10)
+    assert found["one"].error == "the process that asked it ended in the middle of its answer"
+    assert found["two"].value == 2
