@@ -118,8 +118,7 @@ def run(
         _give_up(process)
         raise PveError(f"command '{words[0]}' did not end within {timeout:g} seconds") from None
     except BaseException:
-        process.kill()
-        process.wait()
+        _give_up(process)
         raise
     result = Completed(stdout.decode("utf-8", "surrogateescape"), stderr.decode("utf-8", "replace"), process.returncode)
     if check and result.code:

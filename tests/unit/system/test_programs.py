@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -92,6 +93,26 @@ def test_a_program_that_takes_too_long_goes_with_its_helpers(tmp_path: Path) -> 
     with pytest.raises(PveError, match=r"command 'sh' did not end within 0\.5 seconds"):
         run.run(["sh", "-c", f"sleep 60 & echo $! >{note}; wait"], timeout=0.5)
     assert time.monotonic() - start < 5
+    deadline = time.monotonic() + 5
+    while (state := _state(int(note.read_text()))) not in ("", "Z"):
+        assert time.monotonic() < deadline, f"the helper is in state {state} after 5 s"
+        time.sleep(0.01)
+
+
+def test_an_interrupted_program_goes_with_its_helpers(tmp_path: Path) -> None:
+    note = tmp_path / "helper"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(["sh", "-c", f"sleep 60 & echo $! >{note}; wait"])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
     deadline = time.monotonic() + 5
     while (state := _state(int(note.read_text()))) not in ("", "Z"):
         assert time.monotonic() < deadline, f"the helper is in state {state} after 5 s"
