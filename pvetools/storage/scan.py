@@ -11,8 +11,6 @@ from pvetools.storage import iscsi, nvmeof, san, servers, volumegroups
 from pvetools.system import run
 from pvetools.system.errors import MissingTool, PveError, RunError
 
-run.PACKAGES |= {"smbclient": "smbclient", "showmount": "nfs-common", "zfs": "zfsutils-linux"}
-
 _PATIENCE = 40.0
 _GUESTS_FOLDER = re.compile(r".*/(?:subvol|basevol)-\d+-[^/]+", re.ASCII)
 _STATUS = re.compile(r"NT_STATUS_\w+")

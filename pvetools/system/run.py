@@ -25,7 +25,7 @@ PACKAGES: dict[str, str] = {
     "e2fsck": "e2fsprogs", "ip": "iproute2", "mount": "mount", "umount": "mount", "losetup": "mount",
     "mount.nfs": "nfs-common", "mount.cifs": "cifs-utils", "mount.ceph": "ceph-common",
     "btrfs": "btrfs-progs", "iscsiadm": "open-iscsi", "multipath": "multipath-tools", "nvme": "nvme-cli",
-    "udevadm": "udev", "modprobe": "kmod", "showmount": "nfs-common",
+    "udevadm": "udev", "modprobe": "kmod", "showmount": "nfs-common", "multipathd": "multipath-tools",
     "ionice": "util-linux", "nsenter": "util-linux", "unshare": "util-linux", "virsh": "libvirt-clients",
     "ceph": "ceph-common", "rbd": "ceph-common",
     "zfs": "zfsutils-linux", "zpool": "zfsutils-linux", "ssh": "openssh-client",

@@ -35,6 +35,7 @@ def test_a_missing_program_is_told_with_its_package() -> None:
         run.require("qemu-img-of-nobody")
     assert str(caught.value).endswith("apt install qemu-img-of-nobody")
     assert run.PACKAGES["qemu-img"] == "qemu-utils"
+    assert run.PACKAGES["multipathd"] == "multipath-tools"
 
 
 def test_a_program_that_takes_too_long_is_ended() -> None:
