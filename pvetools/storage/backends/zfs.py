@@ -100,8 +100,12 @@ class ZfsOverIscsi(ZfsStorage):
 
     def _kept(self, own: str) -> Lun | None:
         """What the server has for a volume; others may name the same device in other ways."""
-        ending = f"/{self.pool.of(own)}"
-        return next((lun for lun in self._target.luns() if lun.device.endswith(ending)), None)
+        volume, luns = self.pool.of(own), self._target.luns()
+        base = self.definition.options.zfs_base_path or DEVICES
+        # a device whose root is not known counts only where no other one is meant beyond doubt
+        return next(
+            (lun for sure in (True, False) for lun in luns if _is_of(lun.device, volume, base, sure=sure)), None
+        )
 
     def _lun(self, own: str) -> Lun | None:
         """The volume as it is offered."""
@@ -133,7 +137,9 @@ class ZfsOverIscsi(ZfsStorage):
         except RunError:
             raise PveError(f"device '{device}' of volume '{self.id}:{own}' did not appear on the server") from None
         kept = self._kept(own)
-        return self._target.offer(kept.store if kept else f"{self.pool.dataset.replace('/', '-')}-{own}", device)
+        if kept:
+            return self._target.offer(kept.store, kept.device)
+        return self._target.offer(f"{self.pool.dataset.replace('/', '-')}-{own}", device)
 
     def shown(self, own: str) -> None:
         if self._lun(own) is None:
@@ -147,6 +153,23 @@ class ZfsOverIscsi(ZfsStorage):
         """What a target's initiators do with one of its LUNs nobody tells; the programs of this host can be seen."""
         lun = self._lun(row.name)
         return _program_with(self._target.name, lun.number) if lun else ""
+
+
+def _is_of(device: str, volume: str, base: str, *, sure: bool) -> bool:
+    """Whether a device is that of a ZFS volume.
+
+    Args:
+        device: its path on the server.
+        volume: POOL/.../NAME.
+        base: where the devices of volumes are said to be.
+        sure: by its whole path below a root that is known; otherwise by its end, below roots that are not: where they
+            are known, another pool may have a dataset of the same name.
+    """
+    roots = sorted({base.rstrip("/"), DEVICES, "/dev"}, key=len, reverse=True)
+    root = next((root for root in roots if device.startswith(f"{root}/")), "")
+    if sure:
+        return bool(root) and device.removeprefix(root).lstrip("/") == volume
+    return not root and device.endswith(f"/{volume}")
 
 
 @dataclass(frozen=True, slots=True)
