@@ -29,6 +29,7 @@ for path in "$1"/core/iblock_*/*/udev_path; do
     printf -- '-\\t%s\\t%s\\n' "${store##*/}" "$(cat "$path")"
 done
 """
+_LINE = re.compile(r"(?:-|lun_(\d{1,9}))\t([^\t]+)\t([^\t]*)", re.ASCII)
 _HIDDEN = -1
 _NO_TARGET = 3
 # what targetcli would do for "/backstores/block create", "/iscsi/TARGET/tpgN/luns create" and "saveconfig", at once
@@ -48,6 +49,8 @@ def offer():
         kept = rtslib.BlockStorageObject(store)
     except rtslib.RTSLibNotInCFS:
         kept = rtslib.BlockStorageObject(store, device)
+    if kept.udev_path != device:
+        sys.exit(f"its name there would be {store!r}, which device {kept.udev_path!r} has already")
     with contextlib.suppress(rtslib.RTSLibError):  # for devices that take space back
         kept.set_attribute("emulate_tpu", 1)
     initiators = [*portals.node_acls]
@@ -57,8 +60,14 @@ def offer():
     for one in initiators:
         rtslib.MappedLUN(one, number, number)
 
+def withdraw():
+    kept = rtslib.BlockStorageObject(store)
+    if kept.udev_path != device:
+        sys.exit(f"{store!r} is now the name of device {kept.udev_path!r}")
+    kept.delete()
+
 try:
-    offer() if action == "offer" else rtslib.BlockStorageObject(store).delete()
+    offer() if action == "offer" else withdraw()
     rtslib.RTSRoot().save_to_file()
 except rtslib.RTSLibError as error:
     sys.exit(str(error))
@@ -91,11 +100,11 @@ def group_number(text: str) -> int:
 
 def parse_luns(text: str) -> list[Lun]:
     """The lines that the server's list has; a backstore counts only where no LUN has it."""
-    found: dict[str, Lun] = {}
-    for line in text.splitlines():
-        folder, store, device = line.split("\t")
-        number = _HIDDEN if folder == "-" else int(folder.removeprefix("lun_"))
-        found.setdefault(store, Lun(number, store, device))
+    found: dict[tuple[str, str], Lun] = {}
+    for match in map(_LINE.fullmatch, text.splitlines()):
+        if match:  # a server's shell may have a greeting
+            number = int(match[1]) if match[1] else _HIDDEN
+            found.setdefault((match[2], match[3]), Lun(number, match[2], match[3]))
     return [*found.values()]
 
 
@@ -127,7 +136,7 @@ class Target:
             PveError: the server does not do it.
         """
         said = self._change("offer", store, device)
-        lun = next((lun for lun in self.luns() if lun.store == store), None)
+        lun = next((lun for lun in self.luns() if (lun.store, lun.device) == (store, device)), None)
         if lun and lun.offered:
             return lun
         if lun:
@@ -141,7 +150,7 @@ class Target:
             PveError: the server does not do it.
         """
         said = self._change("withdraw", lun.store, lun.device)
-        if any(other.store == lun.store for other in self.luns()):
+        if any((other.store, other.device) == (lun.store, lun.device) for other in self.luns()):
             raise PveError(f"the server does not let go of device '{lun.device}': {said}")
 
     def _change(self, action: str, store: str, device: str) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+import io
+import sys
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
@@ -82,3 +86,59 @@ def test_a_target_that_is_not_there_is_told_of() -> None:
 
 def test_what_the_server_is_to_run_is_a_program() -> None:
     compile(lio._CHANGE, "change", "exec")
+
+
+def test_what_a_shell_says_besides_is_passed_over() -> None:
+    greeting = "Welcome!\nlast\tlogin\n\nlun_x\ta\tb\na\tb\tc\td\n"
+    assert lio.parse_luns(greeting + LIST) == lio.parse_luns(LIST)
+
+
+def test_one_name_of_two_devices_is_not_taken_for_one() -> None:
+    found = lio.parse_luns("lun_0\tstore\t/dev/x\n-\tstore\t/dev/x\n-\tstore\t/dev/y\n")
+    assert found == [Lun(0, "store", "/dev/x"), Lun(-1, "store", "/dev/y")]
+
+
+def test_another_device_of_the_same_name_is_neither_served_nor_let_go() -> None:
+    server = Server("lun_3\tstore\t/dev/other\n")
+    with pytest.raises(PveError, match=r"target 'iqn\.x' does not offer device '/dev/x': Ouch!"):
+        Target("iqn.x", 1, server).offer("store", "/dev/x")
+    assert [words[0] for words in server.told] == ["offer"]
+
+
+class Library:
+    """As much of the server's library as the change needs: one backstore, which is there already."""
+
+    def __init__(self, device: str) -> None:
+        self.done = list[str]()
+        self.store = SimpleNamespace(
+            udev_path=device, delete=lambda: self.done.append("deleted"), set_attribute=lambda *_words: None
+        )
+        self.RTSLibError, self.RTSLibNotInCFS = ValueError, KeyError
+
+    def BlockStorageObject(self, _name: str, _device: str = "") -> SimpleNamespace:  # noqa: N802 - theirs
+        return self.store
+
+    def __getattr__(self, name: str) -> object:
+        def act(*_words: object) -> SimpleNamespace:
+            self.done.append(name)
+            return SimpleNamespace(node_acls=[], luns=[], save_to_file=lambda: None)
+
+        return act
+
+
+@pytest.mark.parametrize(("action", "does"), [("offer", "LUN"), ("withdraw", "deleted")])
+def test_a_name_on_the_server_counts_only_with_its_device(
+    monkeypatch: pytest.MonkeyPatch, action: str, does: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["-c", action, "iqn.x", "1", "tank-vms-vm-100-disk-0", "/dev/zvol/tank/vms/x"])
+    monkeypatch.setitem(sys.modules, "fcntl", SimpleNamespace(flock=lambda *_words: None, LOCK_EX=0))
+    own = {"open": lambda *_words: io.StringIO(), "__builtins__": builtins}
+    library = Library("/dev/zvol/tank/vms/x")
+    monkeypatch.setitem(sys.modules, "rtslib_fb", library)
+    exec(lio._CHANGE, {**own})
+    assert does in library.done
+    library = Library("/dev/zvol/tank-vms/x")
+    monkeypatch.setitem(sys.modules, "rtslib_fb", library)
+    with pytest.raises(SystemExit, match="'tank-vms-vm-100-disk-0'.*'/dev/zvol/tank-vms/x'"):
+        exec(lio._CHANGE, {**own})
+    assert not {"LUN", "deleted"} & {*library.done}
