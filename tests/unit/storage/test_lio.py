@@ -139,6 +139,6 @@ def test_a_name_on_the_server_counts_only_with_its_device(
     assert does in library.done
     library = Library("/dev/zvol/tank-vms/x")
     monkeypatch.setitem(sys.modules, "rtslib_fb", library)
-    with pytest.raises(SystemExit, match="'tank-vms-vm-100-disk-0'.*'/dev/zvol/tank-vms/x'"):
+    with pytest.raises(SystemExit, match=r"'tank-vms-vm-100-disk-0'.*'/dev/zvol/tank-vms/x'"):
         exec(lio._CHANGE, {**own})
     assert not {"LUN", "deleted"} & {*library.done}
