@@ -7,20 +7,19 @@ import errno
 import fcntl
 import json
 import os
-import re
 import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pvetools.storage.mounts import unescaped
 from pvetools.system import run
 from pvetools.system.errors import NotFound, PveError
 from pvetools.system.units import MIB
 
 STEP = 32 * MIB
 PATIENCE = 5.0  # udev looks into a device whenever somebody has written to it
-_ESCAPED = re.compile(r"\\([0-7]{3})")
 _PASSING = ("udev-worker", "systemd-udevd", "blkid")
 # what the kernel serves to others says itself which file lies behind it
 _SERVED = (
@@ -125,7 +124,8 @@ def _mounted(path: Path, numbers: frozenset[str]) -> str:
             space = os.readlink(f"/proc/{pid}/ns/mnt")  # noqa: PTH115 - there are thousands
             if space not in seen:
                 seen.add(space)
-                for line in Path(f"/proc/{pid}/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
+                # only this ends a line: whoever mounts may have put all other white space into his words
+                for line in Path(f"/proc/{pid}/mountinfo").read_text("utf-8", "surrogateescape").split("\n"):
                     if point := _mount_of(line, real, numbers):
                         return f"the mount '{point}'" + ("" if pid == "self" else f" of process {pid}")
     return ""
@@ -133,11 +133,14 @@ def _mounted(path: Path, numbers: frozenset[str]) -> str:
 
 def _mount_of(line: str, real: str, numbers: frozenset[str]) -> str:
     """Where a line of mountinfo mounts the device; empty for other devices."""
-    words = line.split(" ")
-    source = words[words.index("-") + 2]
+    before, _, after = line.partition(" - ")
+    words, more = before.split(" "), after.split(" ")
+    if len(words) < 5 or len(more) < 2:
+        return ""
+    source = unescaped(more[1])
     # file systems on more than one device show a number of their own
     if words[2] in numbers or (source.startswith("/dev/") and os.path.realpath(source) == real):
-        return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), words[4])
+        return unescaped(words[4])
     return ""
 
 
@@ -145,15 +148,15 @@ def _held(_path: Path, numbers: frozenset[str]) -> str:
     for number in sorted(numbers):
         for holder in Path(f"/sys/dev/block/{number}/holders").glob("*"):
             with contextlib.suppress(OSError):
-                return f"the device '{(holder / 'dm/name').read_text().strip()}'"
+                return f"the device '{(holder / 'dm/name').read_text('utf-8', 'replace').strip()}'"
             return f"the device '{holder.name}'"
     return ""
 
 
 def _swap(path: Path, numbers: frozenset[str]) -> str:
-    for line in Path("/proc/swaps").read_text().splitlines()[1:]:
+    for line in Path("/proc/swaps").read_text("utf-8", "surrogateescape").split("\n")[1:]:
         with contextlib.suppress(OSError):
-            found = Path(line.split()[0]).stat()
+            found = Path(unescaped(line.partition(" ")[0].partition("\t")[0])).stat()
             if stat.S_ISBLK(found.st_mode) and _number(found) in numbers:
                 return "the host as swap space"
     return ""
@@ -168,7 +171,7 @@ def _served(path: Path, numbers: frozenset[str]) -> str:
     for pattern, words, place in _SERVED:
         for entry in Path("/").glob(pattern[1:]):
             with contextlib.suppress(OSError):
-                found = Path(entry.read_text().strip() or "/").stat()
+                found = Path(entry.read_text("utf-8", "surrogateescape").rstrip("\n") or "/").stat()
                 if stat.S_ISBLK(found.st_mode) and _number(found) in numbers:
                     return words.format(entry.parts[place])
     return ""
@@ -178,7 +181,7 @@ def _opened(path: Path, numbers: frozenset[str]) -> str:
     for pid, number in _open_devices():
         if number in numbers:
             try:
-                name = Path(f"/proc/{pid}/comm").read_text().strip()
+                name = Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip()
             except OSError:
                 continue  # it has ended meanwhile
             if not any(word in name for word in _PASSING):

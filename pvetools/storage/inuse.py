@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import struct
 from pathlib import Path
+
+from pvetools.storage import mounts
 
 _FLOCK = struct.Struct("@hhqqi4x")
 # QEMU locks single bytes of the image: one a permission it holds (from 100) and one it denies to others (from 200)
@@ -15,9 +16,7 @@ _QEMU_LOCKS = (100, 200)
 
 def mount_points() -> list[str]:
     """All mount points of this process's mount namespace."""
-    text = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
-    points = [line.split(" ")[4] for line in text.splitlines()]
-    return [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point) for point in points]
+    return [mount.point for mount in mounts.every()]
 
 
 def is_mount_point(path: Path) -> bool:
@@ -39,7 +38,7 @@ def _loop_device(path: Path) -> str:
     real = os.path.realpath(path)
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            if entry.read_text().rstrip("\n") == real:
+            if entry.read_text("utf-8", "surrogateescape").rstrip("\n") == real:
                 return f"/dev/{entry.parts[3]}"
         except OSError:
             continue  # detached meanwhile

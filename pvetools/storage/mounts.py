@@ -62,7 +62,8 @@ class Wanted(NamedTuple):
         return ["mount", "-t", self.kind, self.source, str(self.point), *options]
 
 
-def _plain(word: str) -> str:
+def unescaped(word: str) -> str:
+    """A word of one of the kernel's lists of mounts or swap spaces as it really is."""
     return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), word)
 
 
@@ -73,7 +74,7 @@ def parse(text: str) -> list[Mount]:
         before, separator, after = line.partition(" - ")
         words, more = before.split(" "), after.split(" ")
         if separator and len(words) >= 6 and len(more) >= 2:
-            found.append(Mount(_plain(words[4]), _plain(more[1]), more[0], more[2] if len(more) > 2 else ""))
+            found.append(Mount(unescaped(words[4]), unescaped(more[1]), more[0], more[2] if len(more) > 2 else ""))
     return found
 
 

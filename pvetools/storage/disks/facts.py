@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pvetools.storage import mounts as mounted
 from pvetools.storage.disks.list import UNKNOWN, Block, Content, Facts, Osd
 from pvetools.system import run
 
@@ -171,15 +172,11 @@ def partition_number(part: Block) -> int:
 def mounts() -> dict[str, str]:
     """Device nodes that are mounted -> the first of their mount points."""
     found: dict[str, str] = {}
-    for line in _read(Path("/proc/self/mounts")).splitlines():
-        source, point = (_unescaped(word) for word in line.split(" ")[:2])
+    for mount in mounted.every():
+        source, point = mount.source, mount.point
         if source.startswith("/dev/"):
             found.setdefault(os.path.realpath(source), point)
     return found
-
-
-def _unescaped(word: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)
 
 
 def _said(*argv: str) -> str:

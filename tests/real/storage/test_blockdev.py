@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.storage import blockdev
+from pvetools.storage import blockdev, inuse
+from pvetools.storage.disks import facts
 from pvetools.system.errors import NotFound, PveError
 
 MIB = 1 << 20
@@ -85,6 +86,30 @@ def test_a_mount_is_named_also_one_of_another_mount_namespace(device: Path, tmp_
             assert not alone
         apart.stdin.close()
     assert blockdev.user_of(device) == ""
+
+
+@pytest.mark.parametrize("name", [b"a\x0bb", b"a\x1cb", b"a\xc2\x85b", b"a\xe2\x80\xa8b", b"a\xffb", b"a\\b"])
+def test_names_that_hold_other_ends_of_lines_disturb_nobody(device: Path, tmp_path: Path, name: bytes) -> None:
+    """A container without privileges may mount there, and attach a file of such a name."""
+    place = tmp_path / os.fsdecode(name)
+    place.mkdir()
+    image = place / os.fsdecode(name)
+    image.write_bytes(bytes(MIB))
+    above = subprocess.run(
+        ["losetup", "-f", "--show", image], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.strip()
+    subprocess.run(["mount", "-t", "tmpfs", os.fsencode(place), place], check=True, timeout=60)
+    try:
+        assert blockdev.user_of(device) == ""
+        assert str(place) in inuse.mount_points()
+        assert str(device) not in facts.mounts()
+    finally:
+        subprocess.run(["umount", place], check=True, timeout=60)
+    try:
+        assert inuse.user_of(image) == f"the loop device {above}"
+    finally:
+        sh(f"losetup -d {above}")
+    assert inuse.user_of(image) == ""
 
 
 def test_a_device_on_top_and_one_who_claimed_it_are_seen(device: Path) -> None:
