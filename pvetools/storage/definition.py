@@ -180,7 +180,9 @@ def add(name: str, type_: str, raw: Mapping[str, str]) -> Definition:
     del texts["storage"], texts["type"]
     with _defining(name), contextlib.ExitStack() as undo:
         _check_new(name)
-        secrets.change(name, type_, hidden, (), undo)
+        # a password that is there already is of a storage whose removal was killed; a keyring may lie there on purpose
+        left = {"password"} & _kind(type_).sensitive - hidden.keys()
+        secrets.change(name, type_, hidden, left, undo)
         if _is_here(made):
             _prove(made, undo)
         with sections.editing(paths.storage_config()) as file:

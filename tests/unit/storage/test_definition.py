@@ -167,12 +167,44 @@ def test_a_storage_that_another_one_lies_on_stays(root: Path) -> None:
 
 
 def test_removing_goes_on_where_deactivating_does_not(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths.storage_config().write_text("cifs: one\n\tserver a\n\tshare b\n\tusername x,y\n")
+    paths.storage_config().write_text("iscsi: one\n\tportal 127.0.0.1\n\ttarget x/y\n")
     lines: list[str] = []
     with log.sink(lines.append):
         definition.remove("one")
     assert config() == ""
-    assert lines == ["WARN: storage 'one': value 'x,y' of option 'username' has signs that a mount can't have"]
+    assert len(lines) == 1
+    assert lines[0].startswith("WARN: storage 'one': value 'x/y' of option 'target' does not look like the name of an")
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "cifs: one\n\tserver a\n\tshare b\n\tusername me\n",  # without its password
+        "cifs: one\n\tserver a\n\tshare b\n\tusername x,y\n",
+        "cifs: one\n\tserver a\n\tshare b\n\toptions pass=x\n",
+        "nfs: one\n\tserver a\n\texport /b\n\toptions bg\n",
+        "cephfs: one\n\tmonhost 10.0.0.1\n\toptions secret=x\n",
+    ],
+)
+def test_what_cannot_be_mounted_can_be_let_go(root: Path, section: str) -> None:
+    paths.storage_config().write_text(section)
+    lines: list[str] = []
+    with log.sink(lines.append):
+        definition.remove("one")
+    assert (config(), lines) == ("", [])
+
+
+def test_a_new_storage_takes_over_no_password_of_an_old_one(root: Path) -> None:
+    """Of one whose removal was killed."""
+    wanted = {key: text for key, text in CIFS.items() if key != "password"}
+    secrets.write("one", "cifs", {"password": "old"})
+    with pytest.raises(PveError, match=r"storage 'one': user 'me' has no password \(option password\)"):
+        definition.add("one", "cifs", wanted)
+    definition.add("one", "cifs", {**wanted, "disable": "1"})
+    assert secrets.read("one", "cifs", "password") is None
+    secrets.write("two", "rbd", {"keyring": "by hand"})
+    definition.add("two", "rbd", {"pool": "p", "disable": "1"})
+    assert secrets.read("two", "rbd", "keyring") == "by hand"
 
 
 def test_unknown_types_and_options_are_told(root: Path) -> None:
