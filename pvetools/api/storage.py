@@ -72,7 +72,8 @@ def read(p: StorageName) -> dict[str, Any]:
     """Show the definition of a storage."""
     from pvetools.storage import definition
 
-    return {**_defined(p.storage), "digest": definition.load().digest}
+    digest = definition.load().digest  # first: with data that is newer than that, a change is refused, not lost
+    return {**_defined(p.storage), "digest": digest}
 
 
 @method("POST", "/storage", StorageOptions, permission=_ALLOCATE, returns={"type": "object"})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pvetools.api import tree
 from pvetools.storage import definition, mounts, secrets, servers
 from pvetools.system import log, paths
 from pvetools.system.errors import Exists, NotFound, ParamErrors, PveError, Refused
@@ -205,6 +206,21 @@ def test_a_new_storage_takes_over_no_password_of_an_old_one(root: Path) -> None:
     secrets.write("two", "rbd", {"keyring": "by hand"})
     definition.add("two", "rbd", {"pool": "p", "disable": "1"})
     assert secrets.read("two", "rbd", "keyring") == "by hand"
+
+
+def test_a_digest_is_older_than_the_data_that_it_comes_with(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody changes in between is then seen, or a later change is refused."""
+    definition.add("one", "nfs", {**NFS, "disable": "1"})
+    before, get = definition.load().digest, definition.get
+
+    def changed(name: str) -> definition.Definition:
+        found = get(name)
+        definition.update("one", {"content": "iso"})
+        return found
+
+    tree.load("storage")
+    monkeypatch.setattr(definition, "get", changed)
+    assert tree.call(tree.ROWS["GET", "/storage/{storage}"], {"storage": "one"})["digest"] == before
 
 
 def test_unknown_types_and_options_are_told(root: Path) -> None:
