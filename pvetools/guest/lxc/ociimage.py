@@ -199,33 +199,90 @@ class _Hidden:
         return made
 
 
+class _Part(NamedTuple):
+    """What is left of a layer.
+
+    Args:
+        hidden: what the layers above it hide.
+        behind: the file that a hard link leads to at last; of the files themselves only hidden ones.
+        heirs: hidden files that a hard link keeps alive; the first such link has the data.
+    """
+
+    hidden: _Hidden
+    behind: dict[str, str]
+    heirs: dict[str, str]
+
+    def kept(self, member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        """A member as it is to be unpacked; None: not at all."""
+        name = member.name
+        if _is_mark(name):
+            return None
+        if name in self.heirs and not member.isdir() and not member.islnk():
+            member.name = self.heirs[name]
+            return member
+        if member in self.hidden:
+            return None
+        if not member.islnk():
+            return member
+        target = self.behind.get(member.linkname, member.linkname)
+        member.linkname = self.heirs.get(target, target)
+        return None if self.heirs.get(target) == name else member
+
+
+def _is_mark(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(_MARK)
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"^(?:\./+|/+)+", "", name).rstrip("/") or "."
+
+
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """A member with its name as the others write it; what else its header says stays, long names apart."""
-    member.name = re.sub(r"^(?:\./+|/+)+", "", member.name).rstrip("/") or "."
+    member.name = _plain_name(member.name)
+    if member.islnk():
+        member.linkname = _plain_name(member.linkname)
     member.pax_headers = {key: text for key, text in member.pax_headers.items() if key.startswith(_XATTR)}
     return member
 
 
-def _hidden(image: Image) -> list[_Hidden]:
-    """What is hidden of each layer."""
+def _parts_left(image: Image) -> list[_Part]:
+    """What is left of each layer."""
     now, found = _Hidden(), []
     for layer in reversed(image.layers):
-        found.append(now.copy())
+        part = _Part(now.copy(), {}, {})
+        seen: list[tuple[str, bool]] = []
         with image.opened(layer) as members:
-            now.add([(_plain(member).name, member.isdir()) for member in members])
+            for member in map(_plain, members):
+                seen.append((member.name, member.isdir()))
+                if member.islnk():
+                    _inherit(part, member)
+                elif not member.isdir() and member in part.hidden and not _is_mark(member.name):
+                    part.behind[member.name] = member.name
+        now.add(seen)
+        found.append(part)
     return found[::-1]
+
+
+def _inherit(part: _Part, member: tarfile.TarInfo) -> None:
+    """Note where a hard link leads, and that it has the data now if what it leads to is hidden."""
+    target = part.behind.get(member.linkname, member.linkname)
+    if target == member.name:
+        return
+    if target in part.behind and member not in part.hidden:
+        part.heirs.setdefault(target, member.name)
+    part.behind.setdefault(member.name, target)
 
 
 def _flatten(image: Image, out: IO[bytes]) -> None:
     """Write what all layers give together, as one archive."""
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as made:
-        for number, (layer, hidden) in enumerate(zip(image.layers, _hidden(image), strict=True), 1):
+        for number, (layer, part) in enumerate(zip(image.layers, _parts_left(image), strict=True), 1):
             log.emit(f"layer {number} of {len(image.layers)}")
             with image.opened(layer) as members:
                 for member in members:
                     content = members.extractfile(member) if member.isreg() else None
-                    kept = _plain(member)
-                    if not kept.name.rpartition("/")[2].startswith(_MARK) and kept not in hidden:
+                    if kept := part.kept(_plain(member)):
                         made.addfile(kept, content)
 
 

@@ -1,0 +1,61 @@
+"""Images of OCI registries: what is left of their layers, damaged ones, and what they ask for."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pvetools.guest.lxc import ociimage
+from pvetools.guest.lxc.idmap import IdMap
+from tests.real.lxc.test_oci_images import Files, layer, write_image
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return tmp_path / "image.tar"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "root"
+    path.mkdir()
+    return path
+
+
+def unpack(image: Path, root: Path, *layers: Files) -> dict[str, bytes]:
+    write_image(image, [layer(files) for files in layers], {})
+    ociimage.unpack(image, root, IdMap())
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def hard(target: str) -> tuple[bytes, str]:
+    return tarfile.LNKTYPE, target
+
+
+LINKED: Files = {
+    "usr": None, "usr/bin": None, "usr/bin/perl": b"old", "usr/bin/perl5": hard("./usr/bin/perl"),
+    "usr/bin/perl5.36": hard("usr/bin/perl5"),
+}  # fmt: skip
+
+
+def test_a_hard_link_outlives_the_file_that_an_upper_layer_removes(image: Path, root: Path) -> None:
+    found = unpack(image, root, LINKED, {"usr/bin/.wh.perl": b""})
+    assert found == {"usr/bin/perl5": b"old", "usr/bin/perl5.36": b"old"}
+    assert (root / "usr/bin/perl5").samefile(root / "usr/bin/perl5.36")
+
+
+def test_a_hard_link_outlives_the_file_that_an_upper_layer_replaces(image: Path, root: Path) -> None:
+    found = unpack(image, root, LINKED, {"usr/bin/perl": b"new"})
+    assert found == {"usr/bin/perl": b"new", "usr/bin/perl5": b"old", "usr/bin/perl5.36": b"old"}
+
+
+def test_hard_links_go_on_without_the_one_between_them(image: Path, root: Path) -> None:
+    found = unpack(image, root, LINKED, {"usr/bin/.wh.perl5": b""})
+    assert found == {"usr/bin/perl": b"old", "usr/bin/perl5.36": b"old"}
+    assert (root / "usr/bin/perl").samefile(root / "usr/bin/perl5.36")
+
+
+def test_of_a_file_that_is_hidden_with_all_its_links_nothing_stays(image: Path, root: Path) -> None:
+    assert unpack(image, root, LINKED, {"usr/.wh.bin": b"", "usr/x": b"x"}) == {"usr/x": b"x"}
