@@ -24,13 +24,16 @@ class MountedStorage(ChainedStorage, ABC):
             PveError: it does not.
         """
 
-    @abstractmethod
-    def wanted(self, point: Path) -> Wanted:
-        """What is to be mounted at a place.
+    def check(self) -> None:
+        """Refuse what can't be mounted as it is defined; what is mounted already can be unmounted nevertheless.
 
         Raises:
             PveError: the definition cannot be served.
         """
+
+    @abstractmethod
+    def wanted(self, point: Path) -> Wanted:
+        """What is to be mounted at a place, if ``check`` has nothing against it."""
 
     @property
     def words(self) -> list[str]:
@@ -58,6 +61,7 @@ class MountedStorage(ChainedStorage, ABC):
         return f"[{server}]" if ":" in server else server
 
     def attach(self) -> None:
+        self.check()
         wanted = self.wanted(Path(self.base))
         self._ask()
         mounts.attach(self.id, wanted)
@@ -69,17 +73,28 @@ class MountedStorage(ChainedStorage, ABC):
             raise PveError(f"storage '{self.id}': {error}") from None
 
     def deactivate(self) -> None:
-        mounts.detach(self.id, self.wanted(Path(self.base)))
+        try:
+            mounts.detach(self.id, self.wanted(Path(self.base)))
+        finally:
+            self._clear_trial()
+
+    @property
+    def _trial(self) -> Path:
+        """Where nobody looks."""
+        return paths.run_dir() / f"verify-{self.id}"
+
+    def _clear_trial(self) -> None:
+        """Remove the mount of a trial, also of one that was killed."""
+        mounts.clear(self.id, self._trial)
+        mounts.drop(self._trial)
 
     def verify(self) -> None:
-        """Mount it a second time, at a place where nobody looks."""
+        """Mount it a second time."""
+        self._clear_trial()
+        self.check()
         self._ask()
-        point = paths.run_dir() / f"verify-{self.id}"
-        wanted = self.wanted(point)._replace(create=True)
-        mounts.clear(self.id, point)
         try:
-            mounts.attach(self.id, wanted)
-            os.statvfs(point)
+            mounts.attach(self.id, self.wanted(self._trial)._replace(create=True))
+            os.statvfs(self._trial)
         finally:
-            mounts.clear(self.id, point)
-            mounts.drop(point)
+            self._clear_trial()

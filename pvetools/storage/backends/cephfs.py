@@ -41,12 +41,14 @@ class CephFs(MountedStorage):
         self._check_secret()
         ceph.reach(self.cluster)
 
-    def wanted(self, point: Path) -> Wanted:
+    def check(self) -> None:
         for word in self.words:
             if (key := word.partition("=")[0]) in _OWN:
                 raise Refused(
                     f"storage '{self.id}': mount option '{key}' can't be served: the storage has options for it"
                 )
+
+    def wanted(self, point: Path) -> Wanted:
         return self._by_fuse(point) if self.definition.options.fuse else self._by_kernel(point)
 
     def _by_kernel(self, point: Path) -> Wanted:

@@ -22,15 +22,21 @@ class Cifs(MountedStorage):
         io_uring="never",
     )
 
-    def wanted(self, point: Path) -> Wanted:
+    def check(self) -> None:
         options = self.definition.options
-        self._check("share", options.share or "", r"[^/\\\0-\x1f][^\\\0-\x1f]*")
+        self._check_signs("share", options.share or "", r"[^/\\\0-\x1f][^\\\0-\x1f]*")
+        if options.username:
+            self._check_signs("username", options.username, r"[^,\0-\x1f]+")
+            self._check_signs("domain", options.domain or "", r"[^,\0-\x1f]*")
         for word in self.words:
             if (key := word.partition("=")[0]) in _LOGIN:
                 raise Refused(
                     f"storage '{self.id}': mount option '{key}' can't be served: there are the storage's own options "
                     "username and password"
                 )
+
+    def wanted(self, point: Path) -> Wanted:
+        options = self.definition.options
         version = [] if options.smbversion == "default" else [f"vers={options.smbversion}"]
         source = f"//{self.host}/{options.share}{options.subdir or ''}"
         # nobrl: as mandatory locks at the server, QEMU's locks would keep QEMU itself from writing
@@ -42,17 +48,14 @@ class Cifs(MountedStorage):
         options = self.definition.options
         if not options.username:
             return ["guest", "username=guest"]
-        self._check("username", options.username, r"[^,\0-\x1f]+")
-        file = secrets.path(self.id, "cifs", "password")
-        if not file.exists():
-            raise PveError(f"storage '{self.id}': user '{options.username}' has no password (option password)")
-        words = [f"username={options.username}", f"credentials={file}"]
-        if options.domain:
-            self._check("domain", options.domain, r"[^,\0-\x1f]+")
-            words.append(f"domain={options.domain}")
-        return words
+        words = [f"username={options.username}", f"credentials={self._secret}"]
+        return [*words, f"domain={options.domain}"] if options.domain else words
 
-    def _check(self, option: str, value: str, pattern: str) -> None:
+    @property
+    def _secret(self) -> Path:
+        return secrets.path(self.id, "cifs", "password")
+
+    def _check_signs(self, option: str, value: str, pattern: str) -> None:
         """Whether a value can stand in a mount command without meaning something else there."""
         if not re.fullmatch(pattern, value):
             raise PveError(
@@ -60,5 +63,8 @@ class Cifs(MountedStorage):
             )
 
     def reach(self) -> None:
+        user = self.definition.options.username
+        if user and not self._secret.exists():
+            raise PveError(f"user '{user}' has no password (option password)")
         port = self.option("port")
         servers.smb(self.definition.options.server or "", int(port) if port.isdecimal() else 0)

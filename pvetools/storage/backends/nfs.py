@@ -13,9 +13,11 @@ from pvetools.system.errors import Refused
 class Nfs(MountedStorage):
     """One storage of type ``nfs``."""
 
-    def wanted(self, point: Path) -> Wanted:
+    def check(self) -> None:
         if "bg" in self.words:
             raise Refused(f"storage '{self.id}': mount option 'bg' can't be served: a mount has to be there at once")
+
+    def wanted(self, point: Path) -> Wanted:
         source = f"{self.host}:{self.definition.options.export}"
         return Wanted(point, source, "nfs", tuple(self.words), self.creates)
 
