@@ -8,7 +8,7 @@ import re
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pvetools.guest.lxc.idmap import IdMap
 from pvetools.guest.lxc.tar_members import RECORD, Member, Rules, Scanner
@@ -29,6 +29,9 @@ CONFIG = "./etc/vzdump/pct.conf"
 FIREWALL = "./etc/vzdump/pct.fw"
 
 PRIVILEGED = IdMap()
+_MEMBERS_FAILED = 2  # exit status of tar
+_TOTALS = "Total bytes"  # said at the end of its work
+_CUT_OFF = "tar ended before the end of the archive"
 
 Log = Callable[[str], None]
 
@@ -89,7 +92,10 @@ def extract_command(root: Path, ids: IdMap = PRIVILEGED) -> list[str]:
 
 @contextlib.contextmanager
 def _running(argv: Sequence[str], stdin: int, stdout: int, log: Log, *, strict: bool = True) -> Iterator[Process]:
-    """Tar at work; at the end of the block it has ended, all its helpers included, and what it said is logged."""
+    """Tar at work; at the end of the block it has ended, all its helpers included, and what it said is logged.
+
+    ``strict`` or not, it must have come to its end: that members failed may be ignored, that it was killed may not.
+    """
     import tempfile
 
     from pvetools.system.run import DEVNULL, popen
@@ -121,14 +127,22 @@ def _running(argv: Sequence[str], stdin: int, stdout: int, log: Log, *, strict: 
         lines = [re.sub(r"^\S*/tar: ", "tar: ", line) for line in said]
         for line in lines:
             log(line)
-        if code and strict:
+        if code and (strict or code != _MEMBERS_FAILED):
             raise PveError(f"tar failed: {_reason(lines)} (exit code {code})")
+        # lxc-usernsexec gives 0 when its program is killed
+        if not any(line.startswith(_TOTALS) for line in _last_lines(errors)):
+            raise PveError(_CUT_OFF)
+
+
+def _last_lines(file: IO[bytes]) -> list[str]:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+    return file.read().decode("utf-8", "replace").splitlines()
 
 
 def _reason(lines: Sequence[str]) -> str:
     """What went wrong, out of what tar said: the first complaint, its closing words are always the same."""
     for line in lines:
-        if line.strip() and not line.startswith(("Total bytes", "tar: Exiting with failure status")):
+        if line.strip() and not line.startswith((_TOTALS, "tar: Exiting with failure status")):
             return line.strip().removeprefix("tar: ")
     return "no message"
 
@@ -188,15 +202,17 @@ def extract(
         widen_pipe(inlet.fileno())
         with _running(argv, outlet.fileno(), -1, log, strict=not ignore_errors):
             outlet.close()
-            count = 0
+            count, whole = 0, True
             try:
                 for piece, members in _checked(fd, Rules(devices=devices)):
                     throttle.pay(len(piece))
                     write_all(inlet.fileno(), piece)
                     count += members
             except BrokenPipeError:
-                pass  # tar ended early: its exit status tells why
+                whole = False  # its exit status tells why
             inlet.close()
+    if not whole:
+        raise PveError(_CUT_OFF)
     return count
 
 

@@ -93,3 +93,14 @@ def _cmdline(entry: Path) -> bytes:
         return (entry / "cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def test_a_tar_that_is_killed_in_its_namespace_is_no_success(root: Path, tmp_path: Path) -> None:
+    """Lxc-usernsexec ends with 0 then."""
+    argv = [*IDS.command(), "sh", "-c", "head -c 512 >/dev/null; kill -9 $$"]
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as file:
+        file.addfile(tarfile.TarInfo("./x"))
+    for ignore in (False, True):
+        with Feed(data.getvalue()) as fd, pytest.raises(PveError, match="tar ended before the end of the archive"):
+            tar.extract(fd, argv, devices=False, ignore_errors=ignore, log=quiet)

@@ -394,6 +394,33 @@ def test_errors_of_tar_while_unpacking_fail_or_are_ignored_on_demand(tmp_path: P
     assert any("./a" in line for line in said)
 
 
+BIG = archive(*(entry(f"./{number}", os.urandom(1 << 20)) for number in range(4)))
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        ("kill -9 $$", r"tar failed: no message \(exit code -9\)"),
+        ("head -c 100000 >/dev/null; kill -9 $$", r"tar failed: no message \(exit code -9\)"),
+        ("cat >/dev/null; exit 1", r"tar failed: no message \(exit code 1\)"),
+        ("head -c 100000 >/dev/null; exit 2", "tar ended before the end of the archive"),
+        ("head -c 100000 >/dev/null; echo Total bytes read: 1 >&2; exit 2", "tar ended before the end of the archive"),
+        ("cat >/dev/null", "tar ended before the end of the archive"),  # killed in a user namespace
+    ],
+)
+def test_a_tar_that_was_killed_is_never_ignored(script: str, sentence: str) -> None:
+    with Feed(BIG) as fd, pytest.raises(PveError, match=sentence):
+        tar.extract(fd, ["sh", "-c", script], devices=True, ignore_errors=True, log=lambda line: None)
+
+
+def test_many_words_do_not_hide_that_tar_came_to_its_end(tmp_path: Path) -> None:
+    data = archive(entry("./x", b"x"))
+    script = 'yes tar: a warning | head -c 3000000 >&2; exec tar -xf - --totals -C "$1"'
+    with Feed(data) as fd:
+        tar.extract(fd, ["sh", "-c", script, "sh", str(tmp_path)], devices=True, log=lambda line: None)
+    assert (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize("cut", [700, 20000, -1100])
 def test_a_truncated_archive_fails_while_it_is_unpacked(cut: int, tmp_path: Path) -> None:
     data = archive(entry("./a", os.urandom(9000)), entry("./b", os.urandom(50000)))
