@@ -187,7 +187,8 @@ def extract(
         argv: the command.
         devices: whether device nodes are allowed (privileged containers).
         limit: bytes a second; 0 = unlimited.
-        ignore_errors: go on when tar reports errors, as ``--ignore-unpack-errors`` asks for.
+        ignore_errors: go on when tar reports errors, as ``--ignore-unpack-errors`` asks for; that an unprivileged
+            container can't have a device node is one of them.
         log: gets each line that tar said.
 
     Returns:
@@ -204,7 +205,7 @@ def extract(
             outlet.close()
             count, whole = 0, True
             try:
-                for piece, members in _checked(fd, Rules(devices=devices)):
+                for piece, members in _checked(fd, Rules(devices=devices or ignore_errors)):  # tar can't make them
                     throttle.pay(len(piece))
                     write_all(inlet.fileno(), piece)
                     count += members

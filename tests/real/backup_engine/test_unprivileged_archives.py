@@ -104,3 +104,20 @@ def test_a_tar_that_is_killed_in_its_namespace_is_no_success(root: Path, tmp_pat
     for ignore in (False, True):
         with Feed(data.getvalue()) as fd, pytest.raises(PveError, match="tar ended before the end of the archive"):
             tar.extract(fd, argv, devices=False, ignore_errors=ignore, log=quiet)
+
+
+def test_device_nodes_are_left_out_where_errors_are_ignored(root: Path) -> None:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as file:
+        node = tarfile.TarInfo("./null")
+        node.type, node.devmajor, node.devminor = tarfile.CHRTYPE, 1, 3
+        file.addfile(node)
+        file.addfile(tarfile.TarInfo("./x"))
+    said: list[str] = []
+    argv = tar.extract_command(root, IDS)
+    with Feed(data.getvalue()) as fd, pytest.raises(PveError, match=r"'\./null' is a character device"):
+        tar.extract(fd, argv, devices=False, log=said.append)
+    with Feed(data.getvalue()) as fd:
+        tar.extract(fd, argv, devices=False, ignore_errors=True, log=said.append)
+    assert [path.name for path in root.iterdir()] == ["x"]
+    assert any("null: Cannot mknod: Operation not permitted" in line for line in said)
