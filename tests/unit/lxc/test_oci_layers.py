@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from pvetools.guest.lxc import ociimage
 from pvetools.guest.lxc.idmap import IdMap
+from pvetools.system.errors import PveError
 from tests.real.lxc.test_oci_images import Files, layer, write_image
 
 
@@ -59,3 +61,30 @@ def test_hard_links_go_on_without_the_one_between_them(image: Path, root: Path) 
 
 def test_of_a_file_that_is_hidden_with_all_its_links_nothing_stays(image: Path, root: Path) -> None:
     assert unpack(image, root, LINKED, {"usr/.wh.bin": b"", "usr/x": b"x"}) == {"usr/x": b"x"}
+
+
+def _sparse() -> bytes:
+    member = tarfile.TarInfo("x")
+    member.pax_headers = {"GNU.sparse.map": "abc"}
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member)
+    return out.getvalue()
+
+
+def _nested() -> bytes:
+    member = tarfile.TarInfo("././@LongLink")
+    member.type = tarfile.GNUTYPE_LONGNAME
+    return member.tobuf(tarfile.GNU_FORMAT) * 2000
+
+
+@pytest.mark.parametrize("data", [_sparse(), _nested()], ids=["sparse map", "headers before headers"])
+def test_what_tarfile_stumbles_over_is_damaged(image: Path, root: Path, data: bytes) -> None:
+    image.write_bytes(data)
+    assert not ociimage.is_image(image)
+    with pytest.raises(PveError, match=r"'image\.tar' is damaged: ") as caught:
+        ociimage.options(image)
+    assert "\n" not in str(caught.value)
+    write_image(image, [data], {})
+    with pytest.raises(PveError, match=r"unpacking 'image\.tar' failed: "):
+        ociimage.unpack(image, root, IdMap())
