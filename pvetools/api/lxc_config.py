@@ -65,7 +65,7 @@ def vm_create(params: CreateParams) -> None:
     keys = create.ssh_keys(params.ssh_public_keys or "")
     fill = create.from_template(params.ostemplate, ignore_errors=params.ignore_unpack_errors)
     access = create.Access(params.password or "", keys)
-    usual = create.image_options(params.ostemplate)
+    usual = create.image_options(params.ostemplate, params.given)
     create.create(params.vmid, params, fill, storage=params.storage, access=access, usual=usual)
     if params.start:
         lifecycle.start(params.vmid)

@@ -6,7 +6,7 @@ import ctypes
 import re
 import secrets
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -121,14 +121,18 @@ def _is_image(archive: Path) -> bool:
     return unpack.compression(archive) == "" and ociimage.is_image(archive)
 
 
-def image_options(ostemplate: str) -> dict[str, str]:
+def image_options(ostemplate: str, given: Collection[str] = ()) -> dict[str, str]:
     """Options that a template asks for itself: program and environment of an image from an OCI registry.
+
+    Args:
+        ostemplate: as ``from_template``.
+        given: options that the user has given, which count more.
 
     Raises:
         As ``from_template``.
     """
     archive = _archive(ostemplate)
-    return ociimage.options(archive) if _is_image(archive) else {}
+    return ociimage.options(archive, given) if _is_image(archive) else {}
 
 
 def _archive(ostemplate: str) -> Path:

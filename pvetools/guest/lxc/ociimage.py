@@ -14,7 +14,7 @@ import shlex
 import tarfile
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -69,7 +69,7 @@ class Image:
         digest = str(_object(row).get("digest"))
         name = "blobs/" + digest.replace(":", "/")
         if not _DIGEST.fullmatch(digest) or name not in self._members:
-            raise PveError(f"part '{digest}' of the image is not in the archive")
+            raise PveError(f"part '{_in_one_line(digest)}' of the image is not in the archive")
         return name
 
     def _layer(self, row: object) -> _Layer:
@@ -77,7 +77,7 @@ class Image:
         if kind.endswith((".tar", "/tar")):
             return _Layer(self._members[self._blob(row)], packed=False)
         if not kind.endswith(("+gzip", ".gzip")):
-            raise Refused(f"a layer of the image is of kind '{kind}', which can't be unpacked")
+            raise Refused(f"a layer of the image is of kind '{_in_one_line(kind)}', which can't be unpacked")
         return _Layer(self._members[self._blob(row)], packed=True)
 
     @contextlib.contextmanager
@@ -87,6 +87,11 @@ class Image:
         with contextlib.ExitStack() as stack:
             file = cast(IO[bytes], stack.enter_context(gzip.open(raw)) if layer.packed and raw else raw)
             yield stack.enter_context(tarfile.open(fileobj=file, mode="r|"))
+
+
+def _in_one_line(text: str) -> str:
+    """For messages: signs that can't be printed are spelled out."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def _object(found: object) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def opened(path: Path) -> Iterator[Image | None]:
             members = _parts(archive)
             yield Image(archive, members) if members else None
     except _DAMAGED as error:
-        raise PveError(f"'{path.name}' is damaged: {error}") from None
+        raise PveError(f"'{path.name}' is damaged: {_in_one_line(str(error))}") from None
 
 
 def _parts(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
@@ -135,11 +140,15 @@ def is_image(path: Path) -> bool:
         return False
 
 
-def options(path: Path) -> dict[str, str]:
+def options(path: Path, given: Collection[str] = ()) -> dict[str, str]:
     """Options of a container that does what the image was made for.
 
+    Args:
+        path: archive in OCI's layout.
+        given: options that the user has given: what the image says about these does not count.
+
     Raises:
-        PveError: damaged.
+        PveError: damaged. Refused: it asks for what a container can't have.
     """
     with opened(path) as image:
         if image is None:
@@ -154,9 +163,9 @@ def options(path: Path) -> dict[str, str]:
         if arch := _ARCHITECTURES.get(str(image.config.get("architecture"))):
             found["arch"] = arch
         try:
-            return LxcOptions.check(found).texts()
+            return LxcOptions.check({key: text for key, text in found.items() if key not in given}).texts()
         except NestedErrors as error:
-            why = "; ".join(f"{key}: {reason}" for key, reason in error.errors.items())
+            why = _in_one_line("; ".join(f"{key}: {reason}" for key, reason in error.errors.items()))
             raise Refused(f"image '{path.name}' asks for what a container can't have: {why}") from None
 
 
@@ -326,4 +335,4 @@ def unpack(path: Path, root: Path, ids: IdMap, *, ignore_errors: bool = False) -
     except PveError as caught:
         error = failed[0] if failed else caught  # a stream that is cut short is not the cause
     if error:
-        raise PveError(f"unpacking '{path.name}' failed: {error}") from error
+        raise PveError(f"unpacking '{path.name}' failed: {_in_one_line(str(error))}") from error

@@ -122,6 +122,12 @@ def test_options_on_the_command_line_count_more(root: Root, image: Path, base: b
     assert found["env"].split("\0") == PROGRAM["Env"]
 
 
+def test_a_program_that_a_container_cannot_have_is_overruled(root: Root, image: Path, base: bytes) -> None:
+    write_image(image, [base], {"Entrypoint": ["/bin/sh", "-c", "a\nb"]})
+    root.cli("pct", "create", 101, "local:vztmpl/tiny_1.0.tar", "--entrypoint", "/sbin/init", ok=True)
+    assert json.loads(root.cli("pct", "config", 101, "--output-format", "json").stdout)["entrypoint"] == "/sbin/init"
+
+
 def test_an_image_of_a_single_program_needs_no_shell(root: Root, image: Path) -> None:
     write_image(image, [layer({"app": b"\x7fELF"})], {"Entrypoint": ["/app"]})
     root.cli("pct", "create", 101, "local:vztmpl/tiny_1.0.tar", ok=True)

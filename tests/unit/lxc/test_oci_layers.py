@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.guest.lxc import ociimage
+from pvetools.guest.lxc import create, ociimage
 from pvetools.guest.lxc.idmap import IdMap
-from pvetools.system.errors import PveError
+from pvetools.system.errors import PveError, Refused
 from tests.real.lxc.test_oci_images import Files, layer, write_image
 
 
@@ -87,4 +87,27 @@ def test_what_tarfile_stumbles_over_is_damaged(image: Path, root: Path, data: by
     assert "\n" not in str(caught.value)
     write_image(image, [data], {})
     with pytest.raises(PveError, match=r"unpacking 'image\.tar' failed: "):
+        ociimage.unpack(image, root, IdMap())
+
+
+BROKEN = {"Entrypoint": ["/bin/sh", "-c", "a\nb"], "Env": ["TEXT=a\nb"]}
+
+
+@pytest.mark.parametrize(("given", "left"), [("entrypoint", "env"), ("env", "entrypoint")])
+def test_what_the_user_gives_is_not_asked_of_the_image(image: Path, given: str, left: str) -> None:
+    write_image(image, [], BROKEN)
+    assert create.image_options(str(image), {"entrypoint", "env"}) == {"arch": "amd64"}
+    with pytest.raises(Refused, match=rf"asks for what a container can't have: {left}: ") as caught:
+        create.image_options(str(image), {given})
+    assert r"a\nb" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_message_about_an_image_has_a_second_line(image: Path, root: Path) -> None:
+    for rows in ([{"mediaType": "a\nb"}], [{"mediaType": "x/tar", "digest": "a\nb"}]):
+        write_image(image, [], {}, parts=rows)
+        with pytest.raises(PveError, match=r"'a\\nb'"):
+            ociimage.options(image)
+    write_image(image, [layer({"../a\nb": b""})], {})
+    with pytest.raises(PveError, match=r"'\.\./a\\nb' points outside"):
         ociimage.unpack(image, root, IdMap())
