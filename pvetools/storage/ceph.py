@@ -62,8 +62,8 @@ class Cluster(NamedTuple):
 
     @property
     def portals(self) -> list[Portal]:
-        """The monitors with their ports."""
-        return [portal(text, PORT) for text in self.monitors]
+        """Where the monitors may listen, all with ports; libvirt knows no others."""
+        return [place for text in self.monitors for place in _places(text)]
 
     @property
     def addresses(self) -> list[str]:
@@ -122,7 +122,7 @@ def reach(found: Cluster) -> None:
     Raises:
         PveError: none answers.
     """
-    places = [place for text in found.monitors for place in _places(text)] or _of_config(found.config)
+    places = found.portals or _of_config(found.config)
     last: PveError | None = None
     for place in places:
         try:

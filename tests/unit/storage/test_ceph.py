@@ -62,6 +62,13 @@ def test_another_cluster_has_nothing_from_the_one_of_this_host(root: Path) -> No
     assert ceph.cluster(storage(monhost="192.0.2.1")).config == root / "etc/pve/priv/ceph/store.conf"
 
 
+def test_monitors_may_listen_at_the_ports_of_both_protocols() -> None:
+    found = ceph.cluster(storage(monhost="192.0.2.1 [2001:db8::2]:6789 mon.example"))
+    assert [str(place) for place in found.portals] == [
+        "192.0.2.1:3300", "192.0.2.1:6789", "[2001:db8::2]:6789", "mon.example:3300", "mon.example:6789"
+    ]  # fmt: skip
+
+
 def test_signs_that_separate_are_escaped_in_names_of_images(root: Path) -> None:
     backend = Rbd(storage(monhost="::1 192.0.2.1", pool="pool.1", namespace="space", username="me"))
     url = str(backend.path("vm-100-disk-0", "snap"))
