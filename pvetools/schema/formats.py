@@ -9,7 +9,7 @@ from pvetools.schema.core import Kind, PropertyString, field, nested
 from pvetools.schema.kinds import by_pattern, checked, integer, listing, split_list, string
 from pvetools.system.units import format_size, parse_size
 
-_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _DNS_NAME = rf"(?:{_LABEL}\.)*{_LABEL}"
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = rf"{_OCTET}(?:\.{_OCTET}){{3}}"

@@ -30,7 +30,7 @@ TOOL_PATIENCE = 30.0  # for a login, which the kernel may try more than once
 # seconds in which volumes and portals that were found at the server are not looked for again
 FRESH, PATHS_FRESH = 10.0, 60.0
 BY_ID = Path("/dev/disk/by-id")
-_PORTAL = re.compile(r"\[(?P<v6>[^\]]+)\](?::(?P<p6>\d+))?|(?P<host>[^:]+)(?::(?P<port>\d+))?", re.ASCII)
+_PORTAL = re.compile(r"\[(?P<v6>[^\]]+)\](?::(?P<p6>\d{1,5}))?|(?P<host>[^:]+)(?::(?P<port>\d{1,5}))?", re.ASCII)
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_+@-]{0,222}", re.ASCII)
 
 FOREIGN = Capabilities(files=False, alloc=frozenset(), resize=frozenset(), foreign=True)
@@ -63,9 +63,11 @@ def connect(place: Portal, timeout: float = PATIENCE) -> socket.socket:
     Raises:
         PveError: it does not answer in time.
     """
+    if place.port > 65535:  # the system would take it for another one
+        raise PveError(f"portal '{place}' has a port above 65535")
     try:
         return socket.create_connection(place, timeout)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # the latter for what can be no name
         raise PveError(f"portal '{place}' has no address: the name '{place.host}' is not known") from None
     except TimeoutError:
         raise PveError(f"portal '{place}' does not answer within {timeout:g} seconds") from None

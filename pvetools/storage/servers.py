@@ -30,6 +30,8 @@ class _Talk:
         self.host, self.port = host, port
         try:
             self.socket = socket.create_connection((host, port), TIMEOUT)
+        except UnicodeError:
+            raise PveError(f"server '{host}' is not online: there can be no such name") from None
         except OSError as error:
             self.fail(error)
         self.deadline = time.monotonic() + TIMEOUT

@@ -55,6 +55,12 @@ def test_of_several_portals_those_that_answer_are_used() -> None:
         san.answering([Portal("127.0.0.1", 9), Portal("127.0.0.1", 10)])
 
 
+@pytest.mark.parametrize("host", ["a" * 64, "a..b"])
+def test_a_name_that_can_be_none_is_told(host: str) -> None:
+    with pytest.raises(PveError, match=rf"^portal '{host}:3260' has no address: the name '{host}' is not known$"):
+        san.reach(Portal(host, 3260))
+
+
 @pytest.mark.parametrize(
     ("volid", "place"),
     [

@@ -100,6 +100,13 @@ def test_an_unknown_name_is_told() -> None:
         servers.nfs("nowhere.invalid")
 
 
+@CHECKS
+@pytest.mark.parametrize("host", ["a" * 64, "a..b"])
+def test_a_name_that_can_be_none_is_told(check: Callable, host: str) -> None:
+    with pytest.raises(PveError, match=rf"^server '{host}' is not online: there can be no such name$"):
+        check(host)
+
+
 def test_the_port_mapper_is_asked_when_nothing_listens_at_the_usual_place(monkeypatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         unused = free.getsockname()[1]
