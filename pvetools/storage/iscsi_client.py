@@ -1,7 +1,7 @@
 """A small iSCSI initiator: which LUNs a target has, and how large they are. Data is read and written by QEMU's own.
 
 The tools of libiscsi can't say that for one target of several, and take passwords through their environment only. A
-connection lives for a few commands; every wait has a time-out.
+connection lives for a few commands; every wait has a time-out, and so has every question as a whole.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ _CHECK_CONDITION = 2
 _UNIT_ATTENTION = 6
 _DISK = 0
 _MAX_REDIRECTS = 3
+_MAX_LUN = 0x3FFF  # of those that two bytes tell
 _PARAMETERS = {
     "HeaderDigest": "None", "DataDigest": "None", "MaxRecvDataSegmentLength": str(_MAX_DATA), "InitialR2T": "Yes",
     "ImmediateData": "No", "MaxBurstLength": str(_MAX_DATA), "FirstBurstLength": "65536", "MaxConnections": "1",
@@ -97,6 +99,12 @@ class Session:
         # a number of the random kind: two sessions with one number would end each other
         self._number = b"\x80" + os.urandom(3) + b"\0\0"
         self._socket = san.connect(place)
+        self._deadline = 0.0
+        self._begin(san.QUESTION_PATIENCE)
+
+    def _begin(self, patience: float) -> None:
+        """A question begins: what is said and answered until the next one has to be over in time."""
+        self._deadline = time.monotonic() + patience
 
     def close(self) -> None:
         self._socket.close()
@@ -105,15 +113,15 @@ class Session:
 
     def disks(self) -> Iterator[tuple[int, int]]:
         """Number and bytes of every LUN that is a disk."""
-        said = self._ask(0, struct.pack(">BxBxxxIxx", 0xA0, 0, 16 << 10), 16 << 10)
-        length = min(struct.unpack_from(">I", said)[0], len(said) - 8)
+        said = self._ask(0, struct.pack(">BxBxxxIxx", 0xA0, 0, 16 << 10), 16 << 10, 8)
+        length = min(struct.unpack_from(">I", said)[0], len(said) - 8) & ~7
         for place in range(8, 8 + length, 8):
-            number = struct.unpack_from(">H", said, place)[0] & 0x3FFF
+            number = struct.unpack_from(">H", said, place)[0] & _MAX_LUN
             if self._kind(number) == _DISK:
                 yield number, self.size(number)
 
     def _kind(self, number: int) -> int:
-        return self._ask(number, struct.pack(">BxxBBx", 0x12, 0, 36), 36)[0]
+        return self._ask(number, struct.pack(">BxxBBx", 0x12, 0, 36), 36, 1)[0]
 
     def size(self, number: int) -> int:
         """Bytes of a LUN.
@@ -121,21 +129,36 @@ class Session:
         Raises:
             NotFound: there is no such LUN.
         """
-        said = self._ask(number, struct.pack(">BB8xIxx", 0x9E, 0x10, 32), 32)
+        if number > _MAX_LUN:
+            raise self._no_lun(number)
+        said = self._ask(number, struct.pack(">BB8xIxx", 0x9E, 0x10, 32), 32, 12)
         last, block = struct.unpack_from(">QI", said)
         return int((last + 1) * block)
 
-    def _ask(self, number: int, command: bytes, length: int) -> bytes:
-        """Run a SCSI command that reads; one is tried again after news from the device (it was reset, it has grown)."""
+    def _no_lun(self, number: int) -> NotFound:
+        return NotFound(f"target '{self.login.target}' has no LUN {number}")
+
+    def _ask(self, number: int, command: bytes, length: int, least: int) -> bytes:
+        """Run a SCSI command that reads; one is tried again after news from the device (it was reset, it has grown).
+
+        Args:
+            number: of the LUN.
+            command: what it is asked.
+            length: bytes that it may answer.
+            least: bytes without which the answer says nothing.
+        """
+        self._begin(san.QUESTION_PATIENCE)
         for _ in range(4):
             status, data, sense = self._run(number, command, length)
+            if status == 0 and len(data) < least:
+                raise PveError(f"target '{self.login.target}': the answer of LUN {number} is too short")
             if status == 0:
                 return data
             key = sense[4] & 0xF if len(sense) > 4 else 0  # behind the length of two bytes
             if status != _CHECK_CONDITION or key != _UNIT_ATTENTION:
                 break
         if sense[14:16] == b"\x25\x00":
-            raise NotFound(f"target '{self.login.target}' has no LUN {number}")
+            raise self._no_lun(number)
         raise PveError(
             f"target '{self.login.target}': LUN {number} answers with status {status}, sense {sense[2:20].hex()}"
         )
@@ -154,6 +177,8 @@ class Session:
             kind = answer.head[0] & 0x3F
             if kind == _DATA_IN:
                 found += answer.data
+                if len(found) > length:
+                    raise PveError(f"target '{self.login.target}': LUN {number} answers with more than was asked for")
                 if answer.head[1] & 1:  # with the status in it
                     return answer.head[3], bytes(found), b""
             elif kind == _RESPONSE:
@@ -163,6 +188,7 @@ class Session:
 
     def log_in(self) -> None:
         """Log in as the storage says."""
+        self._begin(san.QUESTION_PATIENCE)
         login = self.login
         texts = {"InitiatorName": login.initiator, "TargetName": login.target, "SessionType": "Normal"}
         texts["AuthMethod"] = "CHAP,None" if login.user else "None"
@@ -179,8 +205,14 @@ class Session:
         """The answer to the target's challenge, which shows that the password is known."""
         if said.get("CHAP_A") != "5":
             raise PveError(f"target '{self.login.target}' wants another kind of CHAP than MD5")
-        challenge = bytes.fromhex(said["CHAP_C"][2:])
-        mixed = bytes([int(said["CHAP_I"], 0)]) + self.login.password.encode() + challenge
+        kind, challenge = said.get("CHAP_C", "")[:2].lower(), said.get("CHAP_C", "")[2:]
+        try:
+            number, data = bytes([int(said.get("CHAP_I", ""), 0)]), bytes.fromhex(challenge)
+        except ValueError:
+            number, data = b"", b""
+        if kind != "0x" or not data:
+            raise PveError(f"target '{self.login.target}' proves nobody's password: its challenge can't be understood")
+        mixed = number + self.login.password.encode("utf-8", "surrogateescape") + data
         return {"CHAP_N": self.login.user, "CHAP_R": "0x" + hashlib.md5(mixed, usedforsecurity=False).hexdigest()}
 
     def _negotiate(self, texts: Mapping[str, str], stage: int, following: int) -> tuple[dict[str, str], int]:
@@ -200,13 +232,16 @@ class Session:
 
     def _check(self, status: int, said: Mapping[str, str]) -> None:
         if status >> 8 == 1:
-            raise _Redirected(san.portal(said.get("TargetAddress", "").partition(",")[0], self.place.port))
+            if not (address := said.get("TargetAddress", "").partition(",")[0]):
+                raise PveError(f"portal '{self.place}' sends elsewhere, but does not say where")
+            raise _Redirected(san.portal(address, self.place.port))
         if status:
             why = _REFUSALS.get(status, f"status {status:#06x}").format(initiator=self.login.initiator)
             raise PveError(f"can't log in to target '{self.login.target}' at portal '{self.place}': {why}")
 
     def log_out(self) -> None:
         """Say goodbye, and do not insist on an answer."""
+        self._begin(san.PATIENCE)
         self._tag += 1
         head = struct.pack(">BBxxI8x", _LOGOUT, 0x80, 0)
         head += struct.pack(">IHxxII16x", self._tag, 0, self._command, self._expected)
@@ -219,9 +254,17 @@ class Session:
 
     def _send(self, head: bytes, data: bytes = b"") -> None:
         try:
+            self._wait()
             self._socket.sendall(head + data + bytes(-len(data) % 4))
         except OSError as error:
             raise PveError(f"portal '{self.place}' does not answer any more: {error}") from None
+
+    def _wait(self) -> None:
+        """Let the next wait end before the question has to be over. TimeoutError: there is no time left."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("it comes to no end")
+        self._socket.settimeout(min(left, san.PATIENCE))
 
     def _receive(self) -> _Answer:
         while True:
@@ -241,6 +284,7 @@ class Session:
         found = bytearray()
         try:
             while len(found) < length:
+                self._wait()
                 part = self._socket.recv(length - len(found))
                 if not part:
                     raise PveError(f"portal '{self.place}' has closed the connection")

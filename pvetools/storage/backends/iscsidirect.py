@@ -25,7 +25,7 @@ _NAMELESS = "iqn.2008-11.org.linux-kvm"
 class IscsiDirect(san.ForeignStorage):
     """One storage of type ``iscsidirect``."""
 
-    names = re.compile(r"lun(\d{1,5})", re.ASCII)
+    names = re.compile(r"lun(0|[1-9]\d{0,4})", re.ASCII)
     example = "lunN"
 
     @property
