@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 from pvetools.storage import blockdev
 from pvetools.storage.ceph import Cluster
+from pvetools.system import lock, paths
 from pvetools.system.errors import PveError, RunError
 
 _BUS = Path("/sys/bus/rbd/devices")
 _GROWN_WITHIN = 10.0  # seconds until the kernel has heard of a new size
+_MAPPED_WITHIN = 60.0  # seconds that another command may take for it
 _BUSY = 16  # exit status of `rbd unmap`
 
 
@@ -74,14 +76,21 @@ def map_(cluster: Cluster, image: Image) -> Path:
     Raises:
         PveError: the kernel or the cluster refuses.
     """
-    found = find(cluster, image)
-    if found is None:
-        cluster.run("rbd", "device", "map", *_udev(), image.spec)
+    with _locked(image):
         found = find(cluster, image)
+        if found is None:
+            cluster.run("rbd", "device", "map", *_udev(), image.spec)
+            found = find(cluster, image)
     if found is None:
         raise PveError(f"storage '{cluster.storage}': image '{image.spec}' was mapped, but the kernel shows no device")
     blockdev.wait_for(found)
     return found
+
+
+def _locked(image: Image) -> contextlib.AbstractContextManager[None]:
+    """Between looking for a device and making one nobody else may do the same: the kernel would make two."""
+    name = f"krbd-{image.spec.replace('/', ':')}.lock"
+    return lock.locked(paths.lock_dir() / name, _MAPPED_WITHIN, what=f"image '{image.spec}'")
 
 
 def _udev() -> list[str]:
@@ -90,25 +99,34 @@ def _udev() -> list[str]:
 
 
 def unmap(cluster: Cluster, image: Image) -> str:
-    """Give up the device of an image; gives who uses it, in words, when that is not possible.
+    """Give up the devices of an image; gives who uses one, in words, when that is not possible.
+
+    There may be more than one: other programs map as well.
 
     Raises:
         RunError: the kernel refuses for another reason.
     """
-    found = find(cluster, image)
-    if found is None:
-        return ""
-    try:
-        cluster.run("rbd", "device", "unmap", *_udev(), os.path.realpath(found))
-    except RunError as error:
-        if error.code != _BUSY:
-            raise
-        return blockdev.user_of(found) or "this host's kernel"
+    with _locked(image):
+        gone = ""  # one that still shows is on its way
+        while (found := find(cluster, image)) and (device := os.path.realpath(found)) != gone:
+            try:
+                cluster.run("rbd", "device", "unmap", *_udev(), device)
+            except RunError as error:
+                if error.code != _BUSY:
+                    raise
+                return blockdev.user_of(found) or "this host's kernel"
+            gone = device
+        if gone:
+            _await_no_link(image)
+    return ""
+
+
+def _await_no_link(image: Image) -> None:
+    """Wait for udev to remove its link."""
     with contextlib.suppress(OSError):
         deadline = time.monotonic() + _GROWN_WITHIN
         while link(image).is_symlink() and time.monotonic() < deadline:
-            time.sleep(0.01)  # udev's link
-    return ""
+            time.sleep(0.01)
 
 
 def await_size(cluster: Cluster, image: Image, size: int) -> None:
