@@ -209,7 +209,7 @@ class AllocParams(NodeStorageParams):
 
     vmid: int = field(formats.vmid, "Guest that will own the volume.", required=True)
     filename: str = field(string(), "Name of the file; empty chooses the next free one.", required=True)
-    size: str = field(string(r"\d+[MG]?"), "Size in KiB, or with the suffix M or G.", required=True)
+    size: str = field(string(r"\d{1,18}[MG]?"), "Size in KiB, or with the suffix M or G.", required=True)
     format_: str | None = field(
         choice("raw", "qcow2", "subvol", "vmdk"),
         "Image format.",

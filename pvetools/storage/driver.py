@@ -12,6 +12,9 @@ from typing import NamedTuple, Protocol
 
 from pvetools.storage.definition import Definition
 from pvetools.storage.names import VolumeName
+from pvetools.system.errors import PveError
+
+_MOST_BYTES = (1 << 63) - 1024  # as many as a file can have, in whole KiB
 
 
 class Capabilities(NamedTuple):
@@ -164,6 +167,13 @@ class Wish:
     size: int
     format: str
     name: str = ""
+
+    def check_size(self) -> None:
+        """Refuse sizes that no volume can have; those of folders may be 0. PveError."""
+        if self.size <= 0 and not (self.format == "subvol" and self.size == 0):
+            raise PveError("the size of a volume must be larger than 0")
+        if self.size > _MOST_BYTES:
+            raise PveError("the size of a volume must be smaller than 8 EiB")
 
 
 class Driver(Protocol):

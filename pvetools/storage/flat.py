@@ -153,8 +153,7 @@ class FlatStorage(ABC):
         if wish.format not in self.info.alloc:
             allowed = ", ".join(sorted(self.info.alloc)) or "none"
             raise PveError(f"storage '{self.id}' can't make images of format '{wish.format}', only: {allowed}")
-        if wish.size <= 0 and not (wish.format == "subvol" and wish.size == 0):
-            raise PveError("the size of a volume must be larger than 0")
+        wish.check_size()
         taken = [*self.taken()]
         if not wish.name:
             return next_name(taken, wish.vmid, wish.format)

@@ -249,8 +249,7 @@ class FolderStorage:
             raise PveError(f"storage '{self.id}' can't make images of format '{wish.format}', only: {allowed}")
         if wish.format == "subvol" and wish.size and not self.info.limits_folders:
             raise PveError(f"storage '{self.id}' can't limit the size of folders (subvol): give size 0")
-        if wish.size <= 0 and not (wish.format == "subvol" and wish.size == 0):
-            raise PveError("the size of a volume must be larger than 0")
+        wish.check_size()
         if wish.name:
             form, is_base = names.parse_image(wish.name)
             if form != wish.format:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvetools.storage import flat
+from pvetools.storage import flat, registry, volumes
+from pvetools.storage.driver import Wish
 from pvetools.storage.flat import base_name, next_name, parse
+from pvetools.system import paths
 from pvetools.system.errors import PveError
 
 FORMATS = ("raw", "subvol", "qcow2")
@@ -105,3 +108,12 @@ def test_a_base_keeps_owner_format_and_tail(own: str) -> None:
 @given(own_names)
 def test_folders_are_told_by_their_names(own: str) -> None:
     assert own.startswith(tuple(f"{kind}-" for kind in flat.FOLDER_KINDS)) == (parse(own, FORMATS).format == "subvol")
+
+
+@pytest.mark.parametrize(("size", "sentence"), [(0, "larger than 0"), (1 << 63, "smaller than 8 EiB")])
+def test_sizes_that_no_volume_can_have_are_refused(root: Path, size: int, sentence: str) -> None:
+    paths.storage_config().write_text("lvm: one\n\tvgname vg\n")
+    made = registry.driver(volumes.get("one"))
+    assert isinstance(made, flat.FlatStorage)
+    with pytest.raises(PveError, match=rf"^the size of a volume must be {sentence}$"):
+        made.choose_name(Wish(100, size, "raw"))

@@ -122,6 +122,13 @@ def test_wrong_wishes_are_refused_and_leave_nothing(root: Path, wish: dict[str, 
     assert files_below(root / "ss") == before
 
 
+@pytest.mark.parametrize("size", [(1 << 63) - 1, 1 << 63, 1 << 100])
+def test_sizes_that_no_file_can_have_are_refused(local: Path, size: int) -> None:
+    with pytest.raises(PveError, match=r"^the size of a volume must be smaller than 8 EiB$"):
+        volumes.alloc("local", 100, size)
+    assert not (local / "images/100").exists()
+
+
 def test_an_existing_name_is_not_overwritten(local: Path) -> None:
     volid = volumes.alloc("local", 100, MIB, name="vm-100-disk-7.raw")
     volumes.path(volid).write_bytes(b"data")
