@@ -146,9 +146,10 @@ def _undo(name: str, device: Path) -> None:
     try:
         with contextlib.suppress(NotFound):
             _remove_group(name)
-        wipe.clean([str(device)])
     except PveError as error:
         log.warn(f"volume group '{name}' is left on '{device}': {error}")
+        return
+    wipe.empty_again(device)
 
 
 # Removing.

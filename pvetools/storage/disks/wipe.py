@@ -44,6 +44,17 @@ def _forget_partitions(disk: Path) -> None:
     run.run(["blockdev", "--rereadpt", disk], check=False, timeout=60)
 
 
+def empty_again(path: Path) -> None:
+    """Undo what was written to an empty disk or partition, and to nothing else."""
+    try:
+        checks.settle()
+        device = checks.find(str(path))
+        checks.require_idle(device)
+        erase(device)
+    except PveError as error:
+        log.warn(f"'{path}' is not empty any more: {error}")
+
+
 def clean(nodes: Iterable[str]) -> None:
     """Wipe what a removed storage lay on: partitions, or the whole disk where nothing else is on it.
 
