@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -134,21 +135,11 @@ def _require_place(point: Path, unit: Path) -> None:
 
 def _partition(found: checks.Device, undo: contextlib.ExitStack) -> Path:
     """The partition to use; a whole disk gets one."""
+    undo.callback(wipe.empty_again, found.path)
     if found.partition:
         table.set_type(found, table.LINUX)
         return found.path
-    undo.callback(_empty_again, found.path)
     return table.one_partition(found)
-
-
-def _empty_again(disk: Path) -> None:
-    """Undo what was written to an empty disk."""
-    try:
-        device = checks.find(str(disk))
-        checks.require_idle(device)
-        wipe.erase(device)
-    except PveError as error:
-        log.warn(f"'{disk}' is not empty any more: {error}")
 
 
 def _uuid(part: Path) -> str:
@@ -177,10 +168,7 @@ def remove(name: str, *, config: bool = False, disks: bool = False) -> None:
     """
     _require_systemd()
     point, unit = _point(name), _unit(name)
-
-    def on_it(found: Definition) -> bool:
-        return Path(found.options.path or "/") == point
-
+    on_it = lies_in(point)
     with checks.locked():
         text = files.read_text(unit)
         if text is None:
@@ -200,6 +188,17 @@ def remove(name: str, *, config: bool = False, disks: bool = False) -> None:
             storages.forget(on_it)
         if disks:
             wipe.clean([node])
+
+
+def lies_in(point: Path) -> storages.Match:
+    """Whether a storage's folder is a mount point, or lies somewhere below it."""
+    top = Path(os.path.realpath(point))
+
+    def on_it(found: Definition) -> bool:
+        place = Path(os.path.realpath(found.options.path or "/"))
+        return top in (place, *place.parents)
+
+    return on_it
 
 
 def _device_node(what: str) -> str:

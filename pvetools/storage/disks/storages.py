@@ -66,17 +66,22 @@ def matching(match: Match) -> list[Definition]:
 
 
 def require_unused(match: Match) -> None:
-    """Refuse to destroy what guests of this node have disks on.
+    """Refuse to destroy what guests have disks on: those of this node, and of all nodes where the storage is shared.
 
     Raises:
         Refused: naming guest and volume.
     """
     for found in matching(match):
         names_it = re.compile(rf"^(?!unused)(\w+): (?:[^\n]*?[,=])?({re.escape(found.id)}:[^,\s]+)", re.MULTILINE)
-        for vmid, kind in guest.all_guests().items():
-            text = files.read_text(paths.guest_config(kind, vmid)) or ""
+        for vmid, (node, kind) in guest.cluster_guests().items():
+            if node != paths.node() and not found.shared:
+                continue
+            text = files.read_text(paths.guest_config(kind, vmid, node)) or ""
             if named := names_it.search(text):
-                raise Refused(f"volume '{named[2]}' belongs to {_WORD[kind]} {vmid} ({named[1]}); remove that first")
+                where = "" if node == paths.node() else f" of node '{node}'"
+                raise Refused(
+                    f"volume '{named[2]}' belongs to {_WORD[kind]} {vmid}{where} ({named[1]}); remove that first"
+                )
 
 
 def forget(match: Match) -> None:

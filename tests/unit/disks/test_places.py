@@ -115,3 +115,36 @@ def test_what_guests_have_disks_on_is_not_destroyed(root: Path) -> None:
     (paths.guest_dir("lxc") / "101.conf").write_text("mp0: volume=store:vm-101-disk-0,mp=/x\n")
     with pytest.raises(Refused, match=r"volume 'store:vm-101-disk-0' belongs to CT 101 \(mp0\)"):
         storages.require_unused(on_vg)
+
+
+def test_guests_of_other_nodes_count_where_the_storage_is_shared(root: Path) -> None:
+    folder = paths.guest_dir("qemu", "other")
+    folder.mkdir(parents=True)
+    (folder / "200.conf").write_text("scsi0: store:vm-200-disk-0,size=1G\n")
+    configured("lvm: store\n\tvgname data\n")
+    storages.require_unused(on_vg)
+    configured("lvm: store\n\tvgname data\n\tshared 1\n")
+    with pytest.raises(Refused, match=r"volume 'store:vm-200-disk-0' belongs to VM 200 of node 'other' \(scsi0\)"):
+        storages.require_unused(on_vg)
+
+
+@pytest.mark.parametrize(
+    ("place", "inside"), [("", True), ("/below/it", True), ("/x/../../data/", True), ("2", False), ("/..", False)]
+)
+def test_a_storage_anywhere_below_a_mount_point_lies_on_it(root: Path, place: str, inside: bool) -> None:
+    point = root / "mnt/data"
+    configured(f"dir: store\n\tpath {point}{place}\n")
+    (paths.guest_dir("qemu") / "100.conf").write_text("scsi0: store:100/vm-100-disk-0.raw\n")
+    if inside:
+        with pytest.raises(Refused, match="belongs to VM 100"):
+            storages.require_unused(directory.lies_in(point))
+    else:
+        storages.require_unused(directory.lies_in(point))
+
+
+def test_a_storage_behind_a_link_into_a_mount_point_lies_on_it(root: Path) -> None:
+    point = root / "mnt/data"
+    (point / "below").mkdir(parents=True)
+    (root / "link").symlink_to(point / "below")
+    configured(f"dir: store\n\tpath {root}/link\n")
+    assert [found.id for found in storages.matching(directory.lies_in(point))] == ["store"]
