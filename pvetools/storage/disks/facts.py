@@ -153,8 +153,10 @@ def parse_members(text: str) -> dict[str, frozenset[str]]:
     found: dict[str, set[str]] = {}
     pool = ""
     for line in text.splitlines():
-        if line and not line[0].isspace():
-            pool = line.split()[0]
+        words = line.split()
+        # a pool says at least how it is; the heading of its logs, caches or spares says nothing
+        if words and not line[0].isspace() and {*words[1:]} - {"-"}:
+            pool = words[0]
         found.setdefault(pool, set()).update(parse_zpools(line))
     return {name: frozenset(devices) for name, devices in found.items() if devices}
 

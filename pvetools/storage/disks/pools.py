@@ -78,7 +78,9 @@ def _whole(text: str) -> int:
 
 def every() -> list[dict[str, Any]]:
     """All imported pools."""
-    return parse_list(run.run(["zpool", "list", "-Hp", "-o", "name,size,alloc,free,frag,dedup,health"]).stdout)
+    return parse_list(
+        run.run(["zpool", "list", "-Hp", "-o", "name,size,alloc,free,frag,dedup,health"], timeout=TIMEOUT).stdout
+    )
 
 
 def detail(name: str) -> dict[str, Any]:
@@ -212,8 +214,10 @@ def create(
             table.set_type(device, table.ZFS)
         words = layout(level, [device.block.by_id or str(device.path) for device in found], draid)
         log.emit(f"New ZFS pool '{name}' ({level}) on {', '.join(str(device.path) for device in found)}")
-        run.run(["zpool", "create", "-o", f"ashift={ashift}", "-O", f"compression={compression}", name, *words])
-        undo.callback(_undo, name, [str(device.path) for device in found])
+        run.run(
+            ["zpool", "create", "-o", f"ashift={ashift}", "-O", f"compression={compression}", name, *words], timeout=600
+        )
+        undo.callback(_undo, name, [device.path for device in found])
         _at_boot("enable", name)
         checks.settle(*(device.path for device in found))
         if wanted:
@@ -221,13 +225,23 @@ def create(
         undo.pop_all()
 
 
-def _undo(name: str, nodes: Sequence[str]) -> None:
+def _undo(name: str, places: Sequence[Path]) -> None:
     try:
-        _at_boot("disable", name)
-        run.run(["zpool", "destroy", name], timeout=TIMEOUT)
-        wipe.clean(nodes)
+        _destroy(name)
     except PveError as error:
         log.warn(f"ZFS pool '{name}' is left: {error}")
+        return
+    for path in places:
+        wipe.empty_again(path)
+
+
+def _destroy(name: str) -> None:
+    """Destroy a pool; only when that has worked it is no more imported at boot."""
+    run.run(["zpool", "destroy", name], timeout=TIMEOUT)
+    try:
+        _at_boot("disable", name)
+    except PveError as error:
+        log.warn(f"the destroyed ZFS pool '{name}' is still looked for at boot: {error}")
 
 
 def _at_boot(word: str, name: str) -> None:
@@ -255,8 +269,7 @@ def destroy(name: str, *, config: bool = False, disks: bool = False) -> None:
             raise NotFound(f"there is no ZFS pool '{name}'")
         storages.require_unused(on_it)
         nodes = sorted(facts.pools().get(name, ()))
-        _at_boot("disable", name)
-        run.run(["zpool", "destroy", name], timeout=TIMEOUT)
+        _destroy(name)
         log.emit(f"ZFS pool '{name}' is destroyed")
         if config:
             storages.forget(on_it)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import pytest
 
-from pvetools.storage.disks import pools
-from pvetools.system.errors import ParamErrors
+from pvetools.storage.disks import facts, pools
+from pvetools.system import run
+from pvetools.system.errors import ParamErrors, RunError
 
 STATUS = """\
   pool: tank
@@ -108,3 +112,46 @@ def test_every_level_of_the_interface_is_known() -> None:
 
     schema = disks.PoolParams.FIELDS["raidlevel"].kind.json
     assert schema["enum"] == [*pools.LEVELS]
+
+
+def test_members_of_logs_and_caches_belong_to_their_pool() -> None:
+    dashes = "\t-" * 9
+    text = (
+        f"tank\t9\t1\t8\t-\t-\t0\t0\t1.00\tONLINE\t-\n\t/dev/sdb1\t9\t1\t8\t-\t-\t0\t0.0\t-\tONLINE\n"
+        f"dedup{dashes}\n\tmirror-1\t9\t1\t8\t-\t-\t0\t0.0\t-\tONLINE\n\t/dev/sdc1{dashes}\n\t/dev/sdd1{dashes}\n"
+        f"special{dashes}\n\t/dev/sde1{dashes}\nlogs{dashes}\n\t/dev/sdf1{dashes}\n"
+        "cache                 -      -      -        -         -      -      -      -         -\n"
+        f"\t/dev/sdg1{dashes}\nspare{dashes}\n\t/dev/sdh1{dashes}\n"
+        "special\t-\t-\t-\t-\t-\t-\t-\t-\tFAULTED\t-\n\t/dev/sdi1\t-\t-\t-\t-\t-\t-\t-\t-\tFAULTED\n"
+    )
+    assert facts.parse_members(text) == {
+        "tank": frozenset(f"/dev/sd{letter}1" for letter in "bcdefgh"), "special": frozenset({"/dev/sdi1"}),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_pool_that_stays_is_still_imported_at_boot(monkeypatch: pytest.MonkeyPatch, gone: bool) -> None:
+    said: list[str] = []
+
+    def run_(words: list[str], **_: object) -> run.Completed:
+        said.append(" ".join(words[:2]))
+        if words[0] == "zpool" and words[1] == "list":
+            return run.Completed("tank\t9\t1\t8\t0\t1.00\tONLINE\n", "", 0)
+        if words[0] == "zpool" and not gone:
+            raise RunError(words, 1, "pool is busy")
+        if words[0] == "systemctl":
+            raise RunError(words, 1, "no bus")
+        return run.Completed("", "", 0)
+
+    monkeypatch.setattr(run, "run", run_)
+    monkeypatch.setattr(pools, "IMPORT_UNIT", Path("/"))
+    monkeypatch.setattr(pools.storages, "require_unused", lambda _: None)
+    monkeypatch.setattr(pools.facts, "pools", dict)
+    monkeypatch.setattr(pools.checks, "locked", contextlib.nullcontext)
+    if gone:
+        pools.destroy("tank")
+        assert said == ["zpool list", "zpool destroy", "systemctl disable"]
+    else:
+        with pytest.raises(RunError, match="pool is busy"):
+            pools.destroy("tank")
+        assert said == ["zpool list", "zpool destroy"]
