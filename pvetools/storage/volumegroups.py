@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -138,10 +139,13 @@ def logicals(group: str) -> list[Logical]:
 
 def group_on(device: Path) -> str | None:
     """The volume group that lies on a device; empty for a prepared one without a group, None for others."""
-    try:
-        return _report("pvs", "vg_name", str(device))[0]["vg_name"]
-    except NotFound:
-        return None
+    return groups_by_device().get(os.path.realpath(device))
+
+
+def groups_by_device() -> dict[str, str]:
+    """The devices that LVM knows, with the volume group on each; empty for prepared ones without a group."""
+    # asked about one device that is none of them, such as a partitioned one, pvs fails in ever other words
+    return {os.path.realpath(row["pv_name"]): row["vg_name"] for row in _report("pvs", "pv_name,vg_name")}
 
 
 def kib(size: int) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pvetools.config import guest
-from pvetools.storage import blockdev
-from pvetools.storage.disks import facts
+from pvetools.storage import blockdev, volumegroups
+from pvetools.storage.disks import facts, storages
 from pvetools.storage.disks import list as disks
 from pvetools.system import files, lock, log, paths, run
 from pvetools.system.errors import NotFound, Refused
@@ -20,6 +20,7 @@ LOCK_TIMEOUT = 50.0
 _NAMED = re.compile(r"/dev/[^,\s]+")
 _TABLES = frozenset({"gpt", "PMBR", "dos", "mac", "sgi", "sun", "bsd", "atari"})
 _WORD = {"qemu": "VM", "lxc": "CT"}
+_EXTENDED = ("5", "f", "85")  # types of partitions in a DOS table that hold others
 
 
 class Device(NamedTuple):
@@ -65,10 +66,16 @@ def require_idle(device: Device) -> None:
     """Refuse a device that somebody uses right now.
 
     Raises:
-        Refused: mounted, held, open, or a disk of a guest.
+        Refused: mounted, held, open, or a disk of a guest; it holds other partitions, or volumes of guests.
     """
+    if device.partition and _is_extended(device.disk, device.partition):
+        raise Refused(
+            f"'{device.path}' is an extended partition: the logical ones lie in it, wipe these or the whole disk"
+        )
     if user := _pool_of(device) or blockdev.user_of(device.path) or _guest_of(device):
         raise Refused(f"'{device.path}' is in use by {user}")
+    groups = _groups_on(device)
+    storages.require_unused(lambda found: found.options.vgname in groups)
 
 
 def require_free(name: str) -> Device:
@@ -106,6 +113,20 @@ def _nodes(device: Device) -> set[str]:
     """A device with all partitions of it, as links resolve."""
     blocks: Iterable[disks.Block] = [device.block, *device.block.partitions]
     return {os.path.realpath(block.path) for block in blocks}
+
+
+def _is_extended(disk: disks.Block, part: disks.Block) -> bool:
+    """Whether a partition holds others; read from the table itself, as udev may know nothing of it yet."""
+    words = ["sfdisk", "--part-type", disk.path, str(facts.partition_number(part))]
+    return run.run(words, check=False, timeout=60).stdout.strip().lower() in _EXTENDED
+
+
+def _groups_on(device: Device) -> set[str]:
+    """The volume groups that lie on a device or its partitions; volumes that are not active do not make it busy."""
+    if run.find("pvs") is None:
+        return set()
+    nodes = _nodes(device)
+    return {group for node, group in volumegroups.groups_by_device().items() if group and node in nodes}
 
 
 def _pool_of(device: Device) -> str:
