@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -98,17 +99,15 @@ def test_names_that_hold_other_ends_of_lines_disturb_nobody(device: Path, tmp_pa
     above = subprocess.run(
         ["losetup", "-f", "--show", image], capture_output=True, text=True, check=True, timeout=60
     ).stdout.strip()
-    subprocess.run(["mount", "-t", "tmpfs", os.fsencode(place), place], check=True, timeout=60)
-    try:
-        assert blockdev.user_of(device) == ""
-        assert str(place) in inuse.mount_points()
-        assert str(device) not in facts.mounts()
-    finally:
-        subprocess.run(["umount", place], check=True, timeout=60)
-    try:
+    with contextlib.ExitStack() as after:
+        after.callback(sh, f"losetup -d {above}")
+        subprocess.run(["mount", "-t", "tmpfs", os.fsencode(place), place], check=True, timeout=60)
+        with contextlib.ExitStack() as mounted:
+            mounted.callback(subprocess.run, ["umount", place], check=True, timeout=60)
+            assert blockdev.user_of(device) == ""
+            assert str(place) in inuse.mount_points()
+            assert str(device) not in facts.mounts()
         assert inuse.user_of(image) == f"the loop device {above}"
-    finally:
-        sh(f"losetup -d {above}")
     assert inuse.user_of(image) == ""
 
 
