@@ -26,6 +26,7 @@ FOLDERS = {
     "snippets": "snippets", "import": "import",
 }  # fmt: skip
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_GONE = (errno.ENOENT, errno.ESTALE)
 _FULL_TEXT = ("No space left on device", "Disk quota exceeded")
 
 
@@ -529,6 +530,16 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """State of a file; None for what is none, or was removed just now."""
+    try:
+        return entry.stat() if entry.is_file() else None
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise
+
+
 def next_name(folder: Path, vmid: int, form: str) -> str:
     """The next free file name for an image of a guest in its folder."""
     taken = re.compile(rf"(?:vm|base|subvol|basevol)-{vmid}-disk-(\d+)(?:\.|$)", re.ASCII)
@@ -544,8 +555,7 @@ def _lister(content: str, pattern: re.Pattern[str], form: Callable[[re.Match[str
     def listed(storage: FolderStorage, folder: Path, _vmid: int | None) -> Iterator[Volume]:
         for entry in _scan(folder):
             match = pattern.fullmatch(entry.name)
-            if match and entry.is_file():
-                stat = entry.stat()
+            if match and (stat := _stat(entry)):
                 volid = f"{storage.id}:{content}/{entry.name}"
                 yield Volume(volid, content, form(match), stat.st_size, ctime=int(stat.st_ctime))
 
@@ -558,9 +568,8 @@ def _backups(storage: FolderStorage, folder: Path, vmid: int | None) -> Iterator
     for entry in entries:
         match, archive = names.BACKUP.fullmatch(entry.name), names.archive(entry.name)
         owner = storage.parse(f"backup/{entry.name}").vmid if match else None
-        if not match or not entry.is_file() or vmid not in (None, owner):
+        if not match or vmid not in (None, owner) or not (stat := _stat(entry)):
             continue
-        stat = entry.stat()
         yield Volume(
             f"{storage.id}:backup/{entry.name}",
             "backup",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pvetools.config import guest
-from pvetools.storage import volumes
+from pvetools.storage import folders, registry, volumes
 from pvetools.storage.backends import dir as backend
 from pvetools.system import log, paths, run
 from pvetools.system.errors import Exists, NotFound, PveError, Refused, RunError
@@ -330,6 +330,27 @@ def test_a_damaged_image_is_listed_with_a_warning(local: Path) -> None:
     with log.sink(lines.append):
         assert [row.size for row in volumes.list_volumes("local")] == [0]
     assert "is not a valid qcow2 image" in lines[0]
+
+
+@pytest.mark.parametrize("gone", ["template/iso/b.iso", f"dump/{Path(BACKUP).name}"])
+def test_a_file_that_is_removed_while_it_is_listed_hides_no_others(
+    local: Path, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(local, "template/iso/a.iso")
+    put(local, "snippets/s.sh")
+    path, scan = put(local, gone), folders._scan
+
+    def removed(folder: Path) -> list[os.DirEntry[str]]:
+        found = scan(folder)
+        if folder == path.parent:
+            for entry in found:
+                entry.is_file()
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(folders, "_scan", removed)
+    found = [*registry.driver(volumes.get("local")).volumes({"backup", "iso", "snippets"}, None)]
+    assert {volume.volid for volume in found} == {"local:iso/a.iso", "local:snippets/s.sh"}
 
 
 def test_content_that_a_storage_may_not_hold_is_not_listed(root: Path) -> None:
