@@ -9,7 +9,7 @@ from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Snapshot
 from pvetools.storage.folders import FolderStorage
 from pvetools.storage.names import VolumeName
-from pvetools.system import lock
+from pvetools.system import lock, log
 from pvetools.system.errors import Exists, NotFound, PveError, Refused, RunError
 
 
@@ -38,7 +38,11 @@ class ChainedStorage(FolderStorage):
     def header(self, path: Path, form: str) -> images.ImageInfo:
         found = super().header(path, form)
         if self.chained and form == "qcow2" and found.backing:
-            return found._replace(backing=filechains.backing(path))
+            try:
+                return found._replace(backing=filechains.backing(path))
+            except PveError as error:  # it is there nevertheless, and can be removed
+                log.warn(f"storage '{self.id}': {error}")
+                return found._replace(backing="")
         return found
 
     def _require(self, name: str, path: Path) -> None:
@@ -48,8 +52,7 @@ class ChainedStorage(FolderStorage):
 
     def _unlink(self, path: Path) -> None:
         if self.chained and path.suffix == ".qcow2":
-            with lock.storage_lock(self.id):
-                filechains.remove_layers(path)
+            filechains.remove_layers(path)
         super()._unlink(path)
 
     # Snapshots.

@@ -39,18 +39,25 @@ def _coming(image: Path) -> Path:
 
 
 def _chain(image: Path) -> list[Path]:
-    """A volume's image and the files of its snapshots, the newest first."""
-    chain = [image]
-    while below := _below(chain[-1], image):
+    """A volume's image and the files of its snapshots, the newest first.
+
+    Raises:
+        PveError: one is missing or damaged. FileNotFoundError: the image is missing.
+    """
+    chain, backing = [image], images.inspect(image, "qcow2").backing
+    while below := _layer_of(image, Path(backing)):
         if below in chain:
             raise PveError(f"'{image}' lies on '{below}' in a circle")
+        try:
+            backing = images.inspect(below, "qcow2").backing
+        except FileNotFoundError:
+            raise PveError(f"'{chain[-1]}' lies on '{below}', which is missing") from None
         chain.append(below)
     return chain
 
 
-def _below(path: Path, image: Path) -> Path | None:
-    """The snapshot of an image on which one of its files lies."""
-    backing = Path(images.inspect(path, "qcow2").backing)
+def _layer_of(image: Path, backing: Path) -> Path | None:
+    """The snapshot of an image that the header of one of its files means."""
     fits = re.fullmatch(rf"snap-.+-{re.escape(image.name)}", backing.name)
     if not fits or backing.parent not in (Path(), image.parent):
         return None
@@ -71,8 +78,9 @@ def snapshots(image: Path) -> list[Snapshot]:
 def keep(image: Path, snapshot: str) -> None:
     """Make the present state a snapshot: the image becomes the snapshot's file, an empty one takes its place."""
     kept = layer(image, snapshot)
-    if kept.exists() and kept.samefile(image):
-        kept.unlink()  # from an interrupted attempt
+    for path in _layers(image):
+        if path.samefile(image):
+            path.unlink()  # from an interrupted attempt, whatever name that one was to have
     with _replacing(image, kept.name, images.inspect(image, "qcow2").size):
         os.utime(image)
         try:
@@ -160,7 +168,11 @@ def _on(above: Path, gone: Path, below: str) -> list[str]:
 
 def remove_layers(image: Path) -> None:
     """Remove the files of all snapshots; the image goes last, so that what is left of an interrupted removal can go."""
+    for path in [*_layers(image), _coming(image)]:
+        path.unlink(missing_ok=True)
+
+
+def _layers(image: Path) -> list[Path]:
+    """All files with the name of a snapshot of an image, whether it lies on them or not."""
     own = re.compile(rf"snap-.+-{re.escape(image.name)}")
-    for path in [*image.parent.iterdir()] if image.parent.is_dir() else []:
-        if own.fullmatch(path.name) or path == _coming(image):
-            path.unlink(missing_ok=True)
+    return [path for path in image.parent.iterdir() if own.fullmatch(path.name)] if image.parent.is_dir() else []

@@ -154,3 +154,35 @@ def test_an_interrupted_snapshot_leaves_the_volume(empty: Case, step: str, links
     assert holds(volid, 0x41)
     volumes.free(volid)
     assert not path.parent.exists()
+
+
+def test_an_interrupted_snapshot_leaves_no_second_name_when_another_one_is_made(empty: Case) -> None:
+    volid = empty.alloc(300)
+    put(volid, 0x51)
+    path = volumes.path(volid)
+    filechains.layer(path, "one").hardlink_to(path)  # power went right after this
+    volumes.snapshot(volid, "two")
+    assert below(volid) == [f"snap-two-{path.name}", path.name]
+    volumes.snapshot(volid, "one")
+    put(volid, 0x52)
+    volumes.delete_snapshot(volid, "two")
+    volumes.rollback(volid, "one")
+    assert holds(volid, 0x51)
+
+
+def test_a_volume_on_a_snapshot_that_is_missing_is_listed_and_can_be_removed(empty: Case) -> None:
+    volid = empty.alloc(300)
+    path = volumes.path(volid)
+    for name in ("one", "two"):
+        volumes.snapshot(volid, name)
+    filechains.layer(path, "one").unlink()
+    upper, lower = filechains.layer(path, "two"), filechains.layer(path, "one")
+    with pytest.raises(PveError, match=f"'{upper}' lies on '{lower}', which is missing"):
+        volumes.snapshots(volid)
+    assert [(found.volid, found.size) for found in volumes.list_volumes(STORAGE)] == [(volid, SIZE)]
+    upper.unlink()
+    with pytest.raises(PveError, match=f"'{path}' lies on '{upper}', which is missing"):
+        volumes.snapshot(volid, "three")
+    assert volid in empty.listed()
+    volumes.free(volid)
+    assert not path.parent.exists()
