@@ -13,6 +13,7 @@ from pvetools.storage import access, definition, names, probe, registry
 from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Driver, Snapshot, Source, Space, Volume, Wish
 from pvetools.storage.imported import Guest, ImportSource
+from pvetools.storage.remote import Remote
 from pvetools.system import log, paths
 from pvetools.system.errors import Forbidden, NotFound, PveError, Refused
 
@@ -194,6 +195,24 @@ def source(volid: str) -> Source:
     """
     driver, name = ready(volid)
     return driver.source(name)
+
+
+def described(volid: str) -> Source:
+    """How a volume would be reached; it need not exist, and nothing is activated for it.
+
+    Only where a server alone knows that it is asked, if it answers.
+
+    Raises:
+        As ``path``.
+    """
+    driver, name = located(volid)
+    if isinstance(driver, Remote):
+        return driver.told(name)
+    place = driver.path(name)
+    if not place.is_absolute():
+        with contextlib.suppress(PveError):
+            return source(volid)
+    return Source("block" if place.is_relative_to("/dev") else "file", place, driver.parse(name).format)
 
 
 def mountable(volid: str) -> Source:

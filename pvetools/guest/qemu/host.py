@@ -26,7 +26,7 @@ def gather(vmid: int, options: QemuOptions, *, strict: bool = True) -> Place:
     Args:
         vmid: the guest.
         options: its options.
-        strict: whether volumes and bridges must exist.
+        strict: whether volumes and bridges must exist; else nothing is mounted, mapped or logged in to for them.
 
     Raises:
         Refused, NotFound: what is missing, all of it.
@@ -100,15 +100,10 @@ def source(key: str, drive: Drive, *, strict: bool = True) -> Source:
         hint = "; add media=cdrom" if content == "iso" else ""
         wanted = " or ".join(expected)
         raise ParamErrors({key: f"volume '{drive.file}' is of content type '{content}', expected {wanted}{hint}"})
-    try:
-        driver = volumes.usable(drive.file.partition(":")[0], content)
-        found = volumes.source(drive.file)
-    except PveError:
-        if strict:
-            raise
-        path = volumes.path(drive.file)
-        return Source(str(path), _FORMATS.get(path.suffix, "raw"), path.is_relative_to("/dev"))
-    info = driver.info
+    if strict:
+        volumes.usable(drive.file.partition(":")[0], content)
+    found = volumes.source(drive.file) if strict else volumes.described(drive.file)
+    info = volumes.located(drive.file)[0].info
     return Source(str(found.path), found.format, found.kind == "block", found.network, info.cache, info.io_uring)
 
 

@@ -128,9 +128,16 @@ class Rbd(FlatStorage):
     def source(self, name: str) -> Source:
         if self.definition.options.krbd:
             return self.mountable(name)
-        own, cluster = self.require(name).name, self.cluster
+        cluster = self.cluster
+        self.require(name)
         if cluster.keyring is None and cluster.user != ceph.ADMIN and not cluster.monitors:
             raise PveError(f"storage '{self.id}': there is no keyring with the key of user 'client.{cluster.user}'")
+        return self.told(name)
+
+    def told(self, name: str) -> Source:
+        own, cluster = self.parse(name).name, self.cluster
+        if self.definition.options.krbd:
+            return Source("block", self.device(own), "raw")
         network = Network(
             "rbd",
             self._spec(own),
