@@ -180,6 +180,7 @@ class StorageType(NamedTuple):
     default_format: str
     sensitive: frozenset[str]
     select_existing: bool
+    refused: frozenset[str] = frozenset()
 
 
 def _type(
@@ -192,6 +193,7 @@ def _type(
     formats: str = "raw",
     sensitive: str = "",
     select_existing: bool = False,
+    refused: str = "",
 ) -> StorageType:
     """One row of ``TYPES``; names are separated by blanks.
 
@@ -203,6 +205,7 @@ def _type(
         formats: image formats; raw is the default everywhere.
         sensitive: options that are kept in files of their own instead of ``storage.cfg``.
         select_existing: volumes are chosen from what is there, none can be allocated.
+        refused: options that are known but not served: no storage can be used with one of them.
     """
     return StorageType(
         options=frozenset(f"content disable nodes {required} {optional}".split()),
@@ -214,6 +217,7 @@ def _type(
         default_format="raw",
         sensitive=frozenset(sensitive.split()),
         select_existing=select_existing,
+        refused=frozenset(refused.split()),
     )
 
 
@@ -287,6 +291,7 @@ TYPES = {
         " tagged_only",
         fixed="base vgname",
         formats="qcow2 raw",
+        refused="snapshot-as-volume-chain",
     ),
     "lvmthin": _type(
         content="images rootdir",

@@ -30,6 +30,7 @@ run.PACKAGES |= dict.fromkeys(
 _GROUP = "vg_name,vg_size,vg_free,vg_extent_size"
 _LOGICAL = "lv_name,lv_size,lv_attr,pool_lv,origin,data_percent,metadata_percent,lv_time,lv_tags,thin_id"
 _FRESH = 1.0  # seconds
+TIMEOUT = 600.0  # of LVM's tools; whoever waits for one that hangs holds the lock of the storage
 _FULL_TEXT = ("insufficient free space", "insufficient suitable")
 # What a command is at work on carries a name that is no volume's and a tag with the name of the node: (name, tag).
 _DOOMED = ("del-", "pvetools-wipe-")  # a volume that is being removed
@@ -81,11 +82,15 @@ class Logical(NamedTuple):
 # Listings.
 
 
+def _run(words: Sequence[str | os.PathLike[str]], *, check: bool = True) -> run.Completed:
+    return run.run(words, check=check, timeout=TIMEOUT)
+
+
 def _report(tool: str, fields: str, *what: str) -> list[dict[str, str]]:
     """The rows of a report; NotFound when what was asked for is not there."""
     words = ["--reportformat", "json", "--units", "b", "--nosuffix", "--config", 'report{time_format="%s"}']
     try:
-        told = run.run([tool, *words, "-o", fields, *what]).stdout
+        told = _run([tool, *words, "-o", fields, *what]).stdout
     except RunError as error:
         if "not found" in error.stderr or "Failed to find" in error.stderr:
             raise NotFound(f"LVM: {error.stderr.splitlines()[0].strip()}") from None
@@ -211,8 +216,7 @@ class GroupStorage(FlatStorage):
 
     def named_after(self, stem: str, rows: Sequence[Logical]) -> list[Logical]:
         """Logical volumes with the name of a snapshot of a volume; ``vm-100-a_b`` may be there besides ``vm-100-a``."""
-        own = [row.name.removesuffix(".qcow2") for row in rows if self.mine(row)]
-        longer = tuple(f"snap_{name}_" for name in own if name.startswith(f"{stem}_"))
+        longer = tuple(f"snap_{row.name}_" for row in rows if self.mine(row) and row.name.startswith(f"{stem}_"))
         found = [row for row in rows if row.name.startswith(f"snap_{stem}_")]
         return [row for row in found if not row.name.startswith(longer)]
 
@@ -293,8 +297,8 @@ class GroupStorage(FlatStorage):
         if lies is None:
             if kind := blockdev.signature(device):
                 raise Refused(f"volume '{base}' is not empty, it holds {kind}; to lose that: wipefs --all {device}")
-            run.run(["pvcreate", "-qq", device])
-        run.run(["vgcreate", "-qq", self.vg, device])
+            _run(["pvcreate", "-qq", device])
+        _run(["vgcreate", "-qq", self.vg, device])
 
     def is_remnant(self, found: Logical, kind: tuple[str, str] = _DOOMED) -> bool:
         """Whether a removal that did not come to its end has left this; one on another node may still be at work."""
@@ -319,7 +323,7 @@ class GroupStorage(FlatStorage):
         """Run one of LVM's tools; the last word is a logical volume of the group."""
         *options, own = words
         self._rows = None
-        run.run([tool, "-qq", "--yes", *options, f"{self.vg}/{own}"], check=check)
+        _run([tool, "-qq", "--yes", *options, f"{self.vg}/{own}"], check=check)
 
     def reach(self, own: str) -> Path:
         """Activate a logical volume; gives its device."""
@@ -354,7 +358,7 @@ class GroupStorage(FlatStorage):
         self.unused(name, found)
         if found.active or blockdev.is_device(self.device(found.name)):
             try:
-                run.run(["lvchange", "-qq", "-aln", f"{self.vg}/{found.name}"])
+                _run(["lvchange", "-qq", "-aln", f"{self.vg}/{found.name}"])
             except RunError as error:
                 raise self.in_use(name, f"somebody: {error.stderr or error}") from None
 
@@ -367,9 +371,9 @@ class GroupStorage(FlatStorage):
         """Run lvcreate or lvextend, with its usual failures in the project's words."""
         self._rows = None
         try:
-            run.run([*words[:1], "-qq", "--yes", *words[1:]])
+            _run([*words[:1], "-qq", "--yes", *words[1:]])
         except RunError as error:
-            if any(text in error.stderr for text in _FULL_TEXT):
+            if any(text in error.stderr.lower() for text in _FULL_TEXT):
                 raise self.full(size) from None
             if "already exists" in error.stderr:
                 raise Exists(f"storage '{self.id}': {error.stderr.splitlines()[0].strip()}") from None
@@ -408,4 +412,4 @@ class GroupStorage(FlatStorage):
 
     def rename(self, own: str, new: str) -> None:
         self._rows = None
-        run.run(["lvrename", "-qq", self.vg, own, new])
+        _run(["lvrename", "-qq", self.vg, own, new])

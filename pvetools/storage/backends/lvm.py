@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from pvetools.storage import blockdev
-from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Capabilities, Space, Wish
-from pvetools.storage.volumechains import SUFFIX, ChainStorage, make, needed
-from pvetools.storage.volumegroups import Logical, group, kib
+from pvetools.storage.flat import Record
+from pvetools.storage.volumegroups import GroupStorage, Logical, group, kib
 from pvetools.system import log
 from pvetools.system.errors import PveError, Refused
 from pvetools.system.units import MIB
 
 _NAME = re.compile(r"vm-[1-9]\d{0,9}-[a-zA-Z0-9][a-zA-Z0-9_.+-]{0,99}", re.ASCII)
-_RAW, _CHAINS = frozenset({"raw"}), frozenset({"qcow2"})
-_PLAIN = Capabilities(files=False, alloc=_RAW, resize=_RAW, online_resize=_RAW, io_uring="never")
-_WITH_CHAINS = _PLAIN._replace(alloc=_RAW | _CHAINS, resize=_RAW | _CHAINS, snapshot=_CHAINS, rollback_to_newest=True)
+_RAW = frozenset({"raw"})
 _TAG = re.compile(r"pve-vm-\d+", re.ASCII)
 _KINDS = "-oCrRmM"  # ordinary ones, also cached, mirrored or snapshotted by hand; nothing thin
 _RATE = re.compile(r"-?(\d+)([kmgt]?)", re.ASCII | re.IGNORECASE)
@@ -40,24 +37,23 @@ def rate(text: str) -> int:
     return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ")
 
 
-class VolumeGroup(ChainStorage):
+class VolumeGroup(GroupStorage):
     """One storage of type ``lvm``."""
 
-    def __init__(self, definition: Definition) -> None:
-        super().__init__(definition)
-        self.info = _WITH_CHAINS if definition.options.snapshot_as_volume_chain else _PLAIN
+    info = Capabilities(files=False, alloc=_RAW, resize=_RAW, online_resize=_RAW, io_uring="never")
 
-    def prepare(self) -> None:
-        if self.definition.options.snapshot_as_volume_chain:  # the code is there, the proof that it is safe is not
-            raise Refused(
-                f"option 'snapshot-as-volume-chain' is not served for type 'lvm', so storage '{self.id}' can't have it"
-            )
-        super().prepare()
+    def activate(self) -> None:
+        self.definition.require_served()
+        super().activate()
 
     def mine(self, found: Logical) -> bool:
         tagged = not self.definition.options.tagged_only or any(_TAG.fullmatch(tag) for tag in found.tags)
-        readable = "qcow2" in self.info.alloc or not found.name.endswith(SUFFIX)
+        # a qcow2 image on a volume is not what a guest would see as its disk
+        readable = not found.name.endswith(".qcow2")
         return tagged and readable and found.kind in _KINDS and bool(_NAME.fullmatch(found.name))
+
+    def record(self, found: Logical) -> Record:
+        return Record(found.name, found.size, used=found.size, ctime=found.ctime)
 
     def status(self) -> Space:
         found = group(self.vg)
@@ -70,25 +66,15 @@ class VolumeGroup(ChainStorage):
         with contextlib.ExitStack() as undo:
             with self.locked():
                 own = self.choose_name(wish)
-                size = needed(wish.size) if own.endswith(SUFFIX) else wish.size
-                words = ["-L", kib(size), "-n", own, "--addtag", f"pve-vm-{wish.vmid}", self.vg]
+                words = ["-L", kib(wish.size), "-n", own, "--addtag", f"pve-vm-{wish.vmid}", self.vg]
                 self.create("lvcreate", *self.NEW, *words, size=wish.size)
                 undo.callback(self.lvm, "lvremove", "-f", own, check=False)
             path = self.device(own)
             blockdev.wait_for(path)
             blockdev.zero_fast(path)
-            if own.endswith(SUFFIX):
-                make(path, wish.size)
             undo.pop_all()
         self.let_go(own)
         return own
-
-    def resize(self, name: str, size: int) -> None:
-        if self.parse(name).format != "qcow2":
-            super().resize(name, size)
-            return
-        with self.locked():
-            self.grow_image(name, size)
 
     def grown(self, before: Logical) -> None:
         path = self.device(before.name)
@@ -103,29 +89,20 @@ class VolumeGroup(ChainStorage):
     def free(self, name: str) -> None:
         self.parse(name)
         self.finish_removals(slow=True)
-        with contextlib.ExitStack() as rest, self.locked():
-            found = self.logical(name)
-            if found.kind == "o":
-                raise Refused(f"volume '{self.id}:{name}' has LVM snapshots that were made by hand, remove them first")
-            # the volume goes last: what is left of its snapshots can be removed with it
-            rest.enter_context(self.discard(name, [*self.layers(found.name, self.rows()), found]))
-
-    @contextlib.contextmanager
-    def discard(self, name: str, rows: Sequence[Logical]) -> Iterator[None]:
-        with contextlib.ExitStack() as all_:
-            doomed: list[tuple[str, contextlib.ExitStack]] = []
-            for row in rows:
-                self.unused(name, row)
-            for row in rows:
-                own, held = self.doom(row), all_.enter_context(contextlib.ExitStack())
+        with contextlib.ExitStack() as held:
+            with self.locked():
+                found = self.logical(name)
+                if found.kind == "o":
+                    raise Refused(
+                        f"volume '{self.id}:{name}' has LVM snapshots that were made by hand, remove them first"
+                    )
+                self.unused(name, found)
+                doomed = self.doom(found)
                 # who opened it before it got its new name is seen now
-                if not held.enter_context(self._to_wipe(own)) or not blockdev.is_ours(self.device(own)):
-                    self.rename(own, row.name)
+                if not held.enter_context(self._to_wipe(doomed)) or not blockdev.is_ours(self.device(doomed)):
+                    self.rename(doomed, found.name)
                     raise self.in_use(name, "somebody who opened it right now")
-                doomed.append((own, held))
-            yield
-            for own, held in doomed:
-                self._remove(own, held)
+            self._remove(doomed, held)
 
     @contextlib.contextmanager
     def _to_wipe(self, doomed: str) -> Iterator[bool]:
@@ -171,16 +148,22 @@ class VolumeGroup(ChainStorage):
             slow: also where that may take hours.
         """
         for found in self.remnants:
-            with contextlib.ExitStack() as held:
-                with self.locked():
-                    if found.name not in self.taken() or not held.enter_context(self._to_wipe(found.name)):
-                        continue  # another process has done it, or is at it
-                if not slow and not self._quick(found.name):
-                    log.warn(
-                        f"storage '{self.id}': the removal of '{found.name}' was interrupted; it goes on when the next "
-                        "volume is removed"
-                    )
-                    continue
-                log.emit(f"storage '{self.id}': going on with the interrupted removal of '{found.name}'")
-                self._remove(found.name, held)
+            try:
+                self._finish_removal(found, slow=slow)
+            except PveError as error:  # others can be removed, and new ones made, nevertheless
+                log.warn(str(error))
         self.remnants = []
+
+    def _finish_removal(self, found: Logical, *, slow: bool) -> None:
+        with contextlib.ExitStack() as held:
+            with self.locked():
+                if found.name not in self.taken() or not held.enter_context(self._to_wipe(found.name)):
+                    return  # another process has done it, or is at it
+            if not slow and not self._quick(found.name):
+                log.warn(
+                    f"storage '{self.id}': the removal of '{found.name}' was interrupted; it goes on when the next "
+                    "volume is removed"
+                )
+                return
+            log.emit(f"storage '{self.id}': going on with the interrupted removal of '{found.name}'")
+            self._remove(found.name, held)

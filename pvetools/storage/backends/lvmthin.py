@@ -75,7 +75,7 @@ class ThinPool(GroupStorage):
         try:
             self.create(*words, size=size)
         except RunError as error:
-            if any(text in error.stderr for text in _POOL_TEXT):
+            if any(text in error.stderr.lower() for text in _POOL_TEXT):
                 raise full from None
             raise
         if not pool.zeroes:

@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pvetools.storage import mounts, secrets, servers
@@ -72,13 +72,6 @@ def lvm() -> Iterator[Bed]:
         yield Bed(f"lvm: {STORAGE}\n\tvgname vgdata\n", foreign)
     finally:
         sh("vgremove -qfy vgdata")
-
-
-@contextlib.contextmanager
-def lvmchain() -> Iterator[Bed]:
-    """The same group, with snapshots of qcow2 volumes."""
-    with lvm() as bed:
-        yield replace(bed, section=bed.section + "\tsnapshot-as-volume-chain 1\n")
 
 
 @contextlib.contextmanager
@@ -293,7 +286,6 @@ BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
     "cifs": cifs,
     "dir": directory,
     "lvm": lvm,
-    "lvmchain": lvmchain,
     "lvmthin": lvmthin,
     "nfs3": lambda: _nfs("3"),
     "nfs4": lambda: _nfs("4.2"),
@@ -306,7 +298,7 @@ CASES = [
     ("btrfs", "raw"), ("btrfs", "subvol"),
     ("cifs", "raw"), ("cifs", "qcow2"), ("cifs", "vmdk"),
     ("dir", "raw"), ("dir", "qcow2"), ("dir", "subvol"), ("dir", "vmdk"),
-    ("lvm", "raw"), ("lvmchain", "qcow2"), ("lvmthin", "raw"),
+    ("lvm", "raw"), ("lvmthin", "raw"),
     ("nfs3", "raw"), ("nfs3", "qcow2"), ("nfs4", "raw"), ("nfs4", "qcow2"), ("nfs4", "vmdk"), ("nfs4", "subvol"),
     ("rbd", "raw"), ("zfs", "raw"), ("zfspool", "raw"), ("zfspool", "subvol"),
 ]  # fmt: skip

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pvetools.options.storage import StorageOptions
-from pvetools.storage import volumegroups
+from pvetools.storage import definition, volumegroups, volumes
 from pvetools.storage.backends.lvm import VolumeGroup, rate
 from pvetools.storage.backends.lvmthin import ThinPool
 from pvetools.storage.definition import Definition
+from pvetools.storage.driver import Space
 from pvetools.storage.flat import Record
-from pvetools.storage.volumechains import needed
 from pvetools.storage.volumegroups import Group, Logical
-from pvetools.system import paths
-from pvetools.system.errors import PveError
+from pvetools.system import log, paths, run
+from pvetools.system.errors import ParamErrors, PveError, Refused, RunError
 
 LVS = """
   {
@@ -168,27 +171,65 @@ def test_snapshots_belong_to_the_volume_with_the_longest_name_and_are_in_order()
     assert [row.name for row in storage(ThinPool).kept_volumes("vm-100-a_b", rows)] == ["snap_vm-100-a_b_c"]
 
 
-def test_layers_of_a_chain_belong_to_the_volume_with_the_longest_name() -> None:
-    chained = storage(VolumeGroup, **{"snapshot-as-volume-chain": "1"})
-    found = [
-        "vm-100-a.qcow2", "vm-100-a_b.qcow2", "snap_vm-100-a_x.qcow2", "snap_vm-100-a_b_c.qcow2", "snap_vm-100-a_x",
-        "snap_vm-100-ab_x.qcow2",
-    ]  # fmt: skip
-    rows = [Logical(name, 1 << 22, "-wi-a-----") for name in found]
-    assert [row.name for row in chained.layers("vm-100-a.qcow2", rows)] == ["snap_vm-100-a_x.qcow2"]
-    assert [row.name for row in chained.layers("vm-100-a_b.qcow2", rows)] == ["snap_vm-100-a_b_c.qcow2"]
-    assert chained.layers("vm-100-a", rows) == []
-
-
-def test_a_qcow2_volume_is_none_where_the_storage_has_no_chains() -> None:
-    found = Logical("vm-100-disk-0.qcow2", 1 << 22, "-wi-a-----")
+def test_a_qcow2_image_on_a_volume_is_none_of_the_storage() -> None:
+    found = Logical("vm-100-disk-0.qcow2", 1 << 22, "-wi-a-----", tags=frozenset({"pve-vm-100"}))
     assert not storage(VolumeGroup).mine(found)
-    assert storage(VolumeGroup, **{"snapshot-as-volume-chain": "1"}).mine(found)
 
 
-@pytest.mark.parametrize("size", [1 << 20, 32 << 20, 1 << 40])
-def test_the_space_of_a_written_image_holds_its_tables_too(size: int) -> None:
-    assert size < needed(size) < size * 1.01 + (1 << 20)
+@pytest.mark.parametrize("on", [True, False])
+def test_a_storage_with_an_option_that_is_not_served_is_refused_by_name(
+    root: Path, monkeypatch: pytest.MonkeyPatch, on: bool
+) -> None:
+    """Also where somebody has written it into the file himself."""
+    monkeypatch.setattr(volumegroups, "logicals", lambda _: [])
+    paths.storage_config().write_text(f"lvm: store\n\tvgname vgx\n\tsnapshot-as-volume-chain {int(on)}\n")
+    if not on:
+        volumes.usable("store")
+        return
+    wrong = "option 'snapshot-as-volume-chain' is not served for type 'lvm'"
+    with pytest.raises(Refused, match=f"storage 'store': {wrong}"):
+        volumes.usable("store")
+    with pytest.raises(ParamErrors, match=wrong):
+        definition.update("store", {"content": "images"})
+    definition.update("store", {}, ["snapshot-as-volume-chain"])
+    volumes.usable("store")
+    with pytest.raises(ParamErrors, match=wrong):
+        definition.update("store", {"snapshot-as-volume-chain": "1"})
+    with pytest.raises(ParamErrors, match=wrong):
+        definition.add("new", "lvm", {"vgname": "vgx", "snapshot-as-volume-chain": "1", "disable": "1"})
+    assert not definition.get("store").options.snapshot_as_volume_chain
+
+
+def test_a_removal_that_can_not_be_finished_hinders_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Logical(f"del-vm-{vmid}-disk-0", 1 << 22, "-wi-------") for vmid in (100, 101)]
+    found, removed, told = storage(VolumeGroup), [], []
+    found.remnants = [*rows]
+
+    def remove(self: VolumeGroup, doomed: str, held: contextlib.ExitStack) -> None:
+        if doomed == rows[0].name:
+            raise PveError("can't overwrite block device: Input/output error")
+        removed.append(doomed)
+
+    monkeypatch.setattr(VolumeGroup, "rows", lambda _: rows)
+    monkeypatch.setattr(VolumeGroup, "locked", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(VolumeGroup, "_to_wipe", lambda *_: contextlib.nullcontext(True))
+    monkeypatch.setattr(VolumeGroup, "_remove", remove)
+    monkeypatch.setattr(log, "warn", told.append)
+    found.finish_removals(slow=True)
+    assert removed == [rows[1].name]
+    assert told == ["can't overwrite block device: Input/output error"]
+
+
+@pytest.mark.parametrize("said", ["Insufficient free space: 5 extents needed", "insufficient suitable space"])
+def test_a_full_group_is_told_in_whichever_case(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    def fail(words: list[str], *, timeout: float, **_: object) -> run.Completed:
+        assert timeout == volumegroups.TIMEOUT
+        raise RunError(words, 5, f"  {said}, but only 3 available\n")
+
+    monkeypatch.setattr(run, "run", fail)
+    monkeypatch.setattr(VolumeGroup, "status", lambda _: Space(10 << 20, 7 << 20, 3 << 20))
+    with pytest.raises(PveError, match="storage 'store' is full"):
+        storage(VolumeGroup).create("lvcreate", "-L", "5m", "vgx", size=5 << 20)
 
 
 @pytest.mark.parametrize(
