@@ -18,7 +18,7 @@ _EXT4_RESIZE = 0x40086610  # takes the new number of blocks
 
 
 def resize(vmid: int, disk: str, size: str, digest: str = "") -> None:
-    """Grow a volume, of a running container where the storage can do that.
+    """Grow a volume, of a running container where the storage can do that; again, to finish what was cut off.
 
     Args:
         vmid: the container.
@@ -27,7 +27,7 @@ def resize(vmid: int, disk: str, size: str, digest: str = "") -> None:
         digest: of the configuration that the caller saw.
 
     Raises:
-        Refused: it runs and its storage can't do that, or the volume has no size of its own. ParamErrors: not larger.
+        Refused: it runs and its storage can't do that, or the volume has no size of its own. ParamErrors: smaller.
         Locked, NotFound.
     """
     from pvetools.storage import volumes
@@ -45,28 +45,38 @@ def resize(vmid: int, disk: str, size: str, digest: str = "") -> None:
         source = volumes.mountable(volid)
         if source.kind == "folder" and not volumes.can(volid, "resize"):
             raise Refused(f"volume '{volid}' is a plain directory and has no size of its own")
-        wanted = _wanted(size, volumes.info(volid).size)
-        volumes.resize(volid, wanted)
+        now = volumes.info(volid).size
+        wanted = _wanted(size, now)
+        if source.kind != "folder" and not running:
+            _check_filesystem(str(source.path))
+        if wanted > now:  # else only the file system has not grown yet
+            volumes.resize(volid, wanted)
         if source.kind != "folder" and running:
             _grow_mounted(volumes.mountable(volid).path, _inside(vmid, current, disk))
         elif source.kind != "folder":
-            _grow_filesystem(str(volumes.mountable(volid).path))
+            run.run(["resize2fs", str(volumes.mountable(volid).path)])
         current.current[disk] = kind.with_size(current.current[disk], volumes.info(volid).size)
         config.save(current)
 
 
 def _wanted(size: str, now: int) -> int:
-    wanted = now + parse_size(size[1:]) if size.startswith("+") else parse_size(size)
-    if wanted <= now:
+    """The new size in bytes. That of now is fine: a growth that was cut off is finished so."""
+    more = size.startswith("+")
+    wanted = now + parse_size(size[1:]) if more else parse_size(size)
+    if wanted < now or (more and wanted == now):
         raise ParamErrors({"size": f"volumes can only grow: {wanted} bytes are not more than {now}"})
     return wanted
 
 
-def _grow_filesystem(path: str) -> None:
+def _check_filesystem(path: str) -> None:
+    """Have a file system in order before anything grows.
+
+    Raises:
+        PveError: it is damaged.
+    """
     checked = run.run(["e2fsck", "-f", "-p", path], check=False)
     if checked.code > 1:  # 1: errors were corrected
         raise PveError(f"the file system on '{path}' is damaged: {checked.stdout.strip() or checked.stderr.strip()}")
-    run.run(["resize2fs", path])
 
 
 def _inside(vmid: int, current: config.GuestConfig, disk: str) -> Path:

@@ -151,6 +151,30 @@ def test_a_volume_grows_with_its_file_system(small: Callable[..., Root]) -> None
     assert smaller.status != 0 and "can only grow" in smaller.stderr
 
 
+def test_a_growth_that_was_cut_off_is_finished(small: Callable[..., Root]) -> None:
+    root = small("--rootfs", "local:1")
+    image = root / "var/lib/vz/images/101/vm-101-disk-0.raw"
+    os.truncate(image, 1536 << 20)  # as far as it came
+    nothing = root.cli("pct", "resize", 101, "rootfs", "+0")
+    assert nothing.status != 0 and "can only grow" in nothing.stderr
+    root.cli("pct", "resize", 101, "rootfs", "1536M", ok=True)
+    assert config(root)["rootfs"].endswith("size=1536M")
+    said = subprocess.run(["dumpe2fs", "-h", image], capture_output=True, text=True, check=True).stdout
+    found = {key: value.strip() for key, _, value in (line.partition(":") for line in said.splitlines())}
+    assert int(found["Block count"]) * int(found["Block size"]) == 1536 << 20
+
+
+def test_a_volume_with_a_damaged_file_system_does_not_grow(small: Callable[..., Root]) -> None:
+    root = small("--rootfs", "local:1")
+    image = root / "var/lib/vz/images/101/vm-101-disk-0.raw"
+    with image.open("r+b") as file:
+        file.write(bytes(8 << 20))
+    for _ in range(2):
+        broken = root.cli("pct", "resize", 101, "rootfs", "+512M")
+        assert broken.status != 0 and "is damaged" in broken.stderr
+    assert image.stat().st_size == 1 << 30
+
+
 def test_fsck_mends_and_tells(small: Callable[..., Root]) -> None:
     root = small("--rootfs", "local:1", "--mp0", "local:0,mp=/data")
     assert "files" in root.cli("pct", "fsck", 101, "--force", 1, ok=True).stderr
