@@ -11,7 +11,7 @@ from pvetools.schema.core import NestedErrors
 from pvetools.storage import ovf
 from pvetools.storage.imported import Guest
 from pvetools.system import log
-from pvetools.system.errors import NotFound, ParamErrors
+from pvetools.system.errors import NotFound, ParamErrors, Refused
 
 
 def read(manifest: str) -> Guest:
@@ -41,9 +41,13 @@ def import_ovf(vmid: int, manifest: str, storage: str, form: str = "") -> None:
     """Make the virtual machine that a descriptor describes, with its disks on a storage; cards come without a bridge.
 
     Raises:
-        PveError: as ``read`` and ``configure.create``; nothing stays then.
+        Refused: a folder with a comma in its path, which separates in options. PveError: as ``read`` and
+            ``configure.create``; nothing stays then.
     """
-    guest, folder = read(manifest), Path(manifest).absolute().parent
+    folder = Path(manifest).absolute().parent
+    if "," in str(folder):
+        raise Refused(f"can't import from folder '{folder}': the paths of disks may not contain commas")
+    guest = read(manifest)
     more = f",format={form}" if form else ""
     disks = {
         key: f"{storage}:0,import-from={folder / disk.volume}{more}" for key, disk in guest.disks.items()

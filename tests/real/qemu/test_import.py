@@ -140,3 +140,11 @@ def test_a_descriptor_without_its_disks_makes_nothing(root: Root, exported: Path
     assert said.status != 0
     assert "web-disk1.vmdk' is not there" in said.stderr
     assert not root.config(100).exists()
+
+
+def test_a_folder_whose_path_would_be_an_option_is_refused(root: Root, exported: Path) -> None:
+    folder = exported.rename(exported.with_name("web,format=raw"))
+    said = root.cli("qm", "importovf", 100, folder / "web.ovf", "local")
+    assert said.status != 0
+    assert f"can't import from folder '{folder}': the paths of disks may not contain commas" in said.stderr
+    assert not root.config(100).exists()
