@@ -29,7 +29,7 @@ _FIXED, _NO_ZEROES = 1, 2
 _READ_ONLY = 1 | 2 | 1 << 8  # the flags are there; no writing; several connections see the same
 _EXPORT_NAME, _ABORT, _INFO, _GO = 1, 2, 6, 7
 _ACK, _ABOUT, _UNKNOWN = 1, 3, (1 << 31) + 1
-_READING, _END = 0, 2
+_READING, _WRITING, _END = 0, 1, 2
 _IO_ERROR, _INVALID = 5, 22
 _LONGEST = 32 << 20
 _NO_ZEROES_LENGTH = 124
@@ -88,8 +88,10 @@ class _Client:
 
     def _next(self) -> _Request:
         magic, _, kind, handle, offset, length = struct.unpack(">IHHQQI", self._take(28))
-        if magic != _REQUEST:
+        if magic != _REQUEST or (kind == _WRITING and length > _LONGEST):
             raise EOFError
+        if kind == _WRITING:
+            self._take(length)  # it comes along, though the answer will be no
         return _Request(kind, handle, offset, length)
 
     def _answer(self, request: _Request) -> None:

@@ -51,6 +51,7 @@ try:
     handle.pwrite(b"x" * 512, 0)
 except nbd.Error as error:
     sys.stderr.write(error.errno)
+sys.stdout.buffer.write(handle.pread(10, 0))
 handle.shutdown()
 """
 
@@ -58,7 +59,7 @@ handle.shutdown()
 def test_other_clients_read_too_and_nobody_writes(root: Root) -> None:
     with nbdserver.serving(len(DATA), read) as url:
         done = subprocess.run([sys.executable, "-c", CLIENT, url], capture_output=True, timeout=60, check=True)
-    assert done.stdout == DATA[100:4196] + DATA[-512:]
+    assert done.stdout == DATA[100:4196] + DATA[-512:] + DATA[:10]
     assert set(done.stderr.decode().split()) <= {"EINVAL", "EPERM"}
     assert len(done.stderr.split()) == 3
 
