@@ -235,7 +235,9 @@ class FolderStorage:
     def alloc(self, wish: Wish) -> str:
         self._check_wish(wish)
         with contextlib.ExitStack() as undo:
-            own, path = self._reserve(wish, undo)
+            with lock.storage_lock(self.id):
+                own, path = self._reserve(wish)
+                undo.callback(self._take_back, path)
             try:
                 self._fill(path, wish)
                 files.sync_folder(path.parent)
@@ -258,22 +260,25 @@ class FolderStorage:
             if is_base:
                 raise PveError(f"illegal name '{wish.name}' - new volumes can't be base volumes")
 
-    def _reserve(self, wish: Wish, undo: contextlib.ExitStack) -> tuple[str, Path]:
-        """Choose a file name and take it, so that nobody else gets the same one; gives its path as well."""
-        with lock.storage_lock(self.id):
-            folder = self.directory("images") / str(wish.vmid)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                own = wish.name or next_name(folder, wish.vmid, wish.format)
-                path = self.path(f"{wish.vmid}/{own}")
-                self._take(path, wish.format)
-            except FileExistsError:
-                raise Exists(f"disk image '{path}' already exists") from None
-            except (OSError, RunError) as error:
-                self._drop_empty(folder)
-                raise self._explained(error, wish.size) from error
-        undo.callback(self._unlink, path)
+    def _reserve(self, wish: Wish) -> tuple[str, Path]:
+        """Choose a file name and take it; gives its path as well. The caller holds the storage's lock."""
+        folder = self.directory("images") / str(wish.vmid)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            own = wish.name or next_name(folder, wish.vmid, wish.format)
+            path = self.path(f"{wish.vmid}/{own}")
+            self._take(path, wish.format)
+        except FileExistsError:
+            raise Exists(f"disk image '{path}' already exists") from None
+        except (OSError, RunError) as error:
+            self._drop_empty(folder)
+            raise self._explained(error, wish.size) from error
         return own, path
+
+    def _take_back(self, path: Path) -> None:
+        """Give up an image that was reserved."""
+        with lock.storage_lock(self.id):
+            self._unlink(path)
 
     def _take(self, path: Path, form: str) -> None:
         """Make an empty file or folder there; FileExistsError."""
@@ -307,13 +312,12 @@ class FolderStorage:
         return error
 
     def _unlink(self, path: Path) -> None:
-        """Remove an image, and the guest's folder with its last one."""
-        with lock.storage_lock(self.id):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-            self._drop_empty(path.parent)
+        """Remove an image, and the guest's folder with its last one. The caller holds the storage's lock."""
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        self._drop_empty(path.parent)
 
     def _drop_empty(self, folder: Path) -> None:
         with contextlib.suppress(OSError):
@@ -330,8 +334,10 @@ class FolderStorage:
         if parsed.content == "backup":
             self._free_backup(name, path)
         elif parsed.content == "images":
-            self._check_unused(name, path)
-            self._unlink(path)
+            with lock.storage_lock(self.id):  # nobody makes a linked clone in between
+                self._require(name, path)
+                self._check_unused(name, path)
+                self._unlink(path)
         elif path.is_dir() and not path.is_symlink():
             raise Refused(f"'{path}' is a folder, not a volume")
         else:
@@ -437,10 +443,11 @@ class FolderStorage:
         parsed, base = self.parse(name), self.path(name)
         if not parsed.is_base:
             raise Refused(f"volume '{self.id}:{name}' is not a base volume, so it can't have linked clones")
-        self._require(name, base)
-        wish = Wish(vmid, images.inspect(base, parsed.format).size, "qcow2")
-        with contextlib.ExitStack() as undo:
-            own, path = self._reserve(wish, undo)
+        with lock.storage_lock(self.id), contextlib.ExitStack() as undo:
+            self._require(name, base)
+            wish = Wish(vmid, images.inspect(base, parsed.format).size, "qcow2")
+            own, path = self._reserve(wish)
+            undo.callback(self._unlink, path)
             below = f"../{parsed.vmid}/{base.name}"
             try:
                 run.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", parsed.format, "-b", below, path])

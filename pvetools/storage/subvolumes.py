@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
 import struct
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,20 +98,26 @@ def delete(paths: Iterable[Path]) -> None:
         try:
             run.run(["btrfs", "subvolume", "delete", "--", path])
         except RunError as error:
-            inner = list(_inside(Path(os.path.realpath(path)), {*inuse.mount_points()}))
+            inner = _inside(Path(os.path.realpath(path)), {*inuse.mount_points()})
             if not inner:
                 raise error from None
             run.run(["btrfs", "subvolume", "delete", "--", *inner, path])
 
 
-def _inside(path: Path, mounts: Collection[str]) -> Iterator[Path]:
-    """Subvolumes below a folder, the deepest ones first; not those of mounted file systems."""
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False) and entry.path not in mounts:
-                yield from _inside(Path(entry.path), mounts)
-                if is_one(Path(entry.path)):
-                    yield Path(entry.path)
+def _inside(path: Path, mounts: Collection[str]) -> list[Path]:
+    """Subvolumes below a folder, the deepest ones first; not those of mounted file systems.
+
+    How deep the folders are is up to the users of a container. What can't be looked into is left out.
+    """
+    found, waiting = list[Path](), [str(path)]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False) and entry.path not in mounts:
+                    waiting.append(entry.path)
+                    if is_one(Path(entry.path)):
+                        found.append(Path(entry.path))
+    return found[::-1]
 
 
 def exchange(one: Path, other: Path) -> None:

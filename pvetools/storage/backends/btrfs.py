@@ -62,7 +62,11 @@ class Btrfs(FolderStorage):
         place = Path(self.base)
         while not place.exists():  # it may be made later
             place = place.parent
-        if not subvolumes.filesystem(place):
+        try:
+            found = subvolumes.filesystem(place)
+        except OSError as error:  # such as: it is a file
+            raise PveError(f"unable to activate storage '{self.id}' - '{place}': {error.strerror}") from None
+        if not found:
             raise PveError(f"unable to activate storage '{self.id}' - '{self.base}' is not on a btrfs file system")
 
     # Names and places.
@@ -172,9 +176,8 @@ class Btrfs(FolderStorage):
         if not subvolumes.is_one(place):
             super()._unlink(path)
             return
-        with lock.storage_lock(self.id):
-            subvolumes.delete([*(beside for _, beside in _snapshots(place)), place])
-            self._drop_empty(place.parent)
+        subvolumes.delete([*(beside for _, beside in _snapshots(place)), place])
+        self._drop_empty(place.parent)
 
     def _drop_empty(self, folder: Path) -> None:
         _sweep(folder)
@@ -266,8 +269,12 @@ class Btrfs(FolderStorage):
             base = _place(self.path(f"{parsed.vmid}/{own}"))
             if base == place or base.exists():
                 raise Exists(f"disk image '{base}' already exists")
-            subvolumes.set_read_only(place, True)
-            place.rename(base)
+            # in this order: a volume that is none yet must stay one that can be written
+            with contextlib.ExitStack() as undo:
+                place.rename(base)
+                undo.callback(base.rename, place)
+                subvolumes.set_read_only(base, True)
+                undo.pop_all()
             files.sync_folder(base.parent)
         return f"{parsed.vmid}/{own}"
 
@@ -283,12 +290,12 @@ class Btrfs(FolderStorage):
             folder.mkdir(parents=True, exist_ok=True)
             own = folders.next_name(folder, vmid, parsed.format)
             target = _place(self.path(f"{vmid}/{own}"))
-            try:
+            with contextlib.ExitStack() as undo:
+                undo.callback(self._drop_empty, folder)
                 self._copy(_place(path), target)
-            except PveError:
-                self._drop_empty(folder)
-                raise
-            self._keep_limit(_place(path), target)
+                undo.callback(subvolumes.delete, [target])
+                self._keep_limit(_place(path), target)
+                undo.pop_all()
         return f"{vmid}/{own}"
 
     # Streams.
@@ -308,7 +315,11 @@ class Btrfs(FolderStorage):
         with contextlib.ExitStack() as undo:
             undo.callback(self._drop_empty_locked, folder)
             place = undo.enter_context(self._receiving(folder))
-            stream(["btrfs", "-q", "receive", "-e", "--", place], stdin=source)
+            # A foreign stream may hold a link and then write to what is behind it, as root: only inside of the place.
+            # What builds on another snapshot can't be confined: that one lies outside, and is looked for by the
+            # kernel's paths, which mean nothing there. Its sender is one whose whole stream came before.
+            confined = [] if what.base else ["-C"]
+            stream(["btrfs", "-q", "receive", "-e", *confined, "--", place], stdin=source)
             came = _came(place, what.snapshot, parsed.format)
             with lock.storage_lock(self.id):
                 own = parsed.name if what.base else self._free_name(folder, parsed, rename=rename)

@@ -79,6 +79,21 @@ def test_volumes_and_snapshots_lie_where_proxmox_ve_has_them(store: Path) -> Non
     assert not subvolumes.info(store / "101/vm-101-disk-0").read_only
 
 
+def test_a_volume_that_becomes_no_base_can_still_be_written(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes.alloc("store", 100, MIB)
+    with monkeypatch.context() as patch:
+        patch.setattr(subvolumes, "set_read_only", refuse)
+        with pytest.raises(PveError, match="not now"):
+            volumes.make_base(DISK)
+    fill(volumes.path(DISK), 1)
+    assert below(store) == ["100", "100/vm-100-disk-0", "100/vm-100-disk-0/disk.raw"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(PveError, match="not now"):
+            volumes.make_base(DISK)
+    assert not subvolumes.info(store / "100/vm-100-disk-0").read_only
+
+
 def test_volumes_that_others_made_are_used_as_they_are(store: Path) -> None:
     folder = store / "100"
     folder.mkdir(parents=True)
@@ -126,6 +141,14 @@ def test_another_file_system_is_told(root: Root, cli: Callable[..., Result]) -> 
     ran = cli("pvesm", "status", "--storage", "store", ok=True)
     assert "inactive" in ran.stdout
     assert f"WARN: unable to activate storage 'store' - '{root / 'plain'}' is not on a btrfs" in ran.stderr
+
+
+def test_a_file_in_place_of_the_folder_is_told(root: Root) -> None:
+    (root / "file").write_text("")
+    for place in (root / "file", root / "file/below"):
+        define(place)
+        why = volumes.status("store")[0].reason
+        assert f"unable to activate storage 'store' - '{root / 'file'}': Not a directory" in why
 
 
 def test_a_file_system_that_is_not_mounted_is_told(store: Path, file_system: Path) -> None:
@@ -200,6 +223,19 @@ def test_the_size_of_a_folder_is_a_limit_that_copies_keep(store: Path) -> None:
         volumes.resize(unlimited, MIB)
 
 
+@pytest.mark.usefixtures("quotas")
+def test_a_clone_that_can_not_be_limited_goes_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = volumes.make_base(volumes.alloc("store", 100, 8 * MIB, format="subvol", content="rootdir"))
+    monkeypatch.setattr(subvolumes, "limit", refuse)
+    with pytest.raises(PveError, match="not now"):
+        volumes.clone(base, 101)
+    assert not (store / "101").exists()
+
+
+def refuse(*_words: object) -> None:
+    raise PveError("not now")
+
+
 # What is inside of folders, and what is left over.
 
 
@@ -211,6 +247,15 @@ def test_a_folder_goes_with_the_subvolumes_that_were_made_in_it(store: Path) -> 
         run.run(["btrfs", "subvolume", "create", place / inner])
     run.run(["btrfs", "subvolume", "snapshot", "-r", place / "srv", place / "kept"])
     volumes.snapshot(FOLDER, "one")
+    volumes.free(FOLDER)
+    assert below(store) == []
+
+
+def test_folders_may_be_deeper_than_programs_like(store: Path) -> None:
+    volumes.alloc("store", 100, 0, format="subvol", content="rootdir")
+    place = volumes.path(FOLDER) / "/".join("d" * 1500)
+    run.run(["mkdir", "-p", place])
+    run.run(["btrfs", "subvolume", "create", place / "inner"])
     volumes.free(FOLDER)
     assert below(store) == []
 

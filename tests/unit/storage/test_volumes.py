@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -376,6 +378,55 @@ def test_linked_clones_name_their_base(local: Path) -> None:
         volumes.free(f"local:100/{base.name}")
     volumes.free(volid)
     volumes.free(f"local:100/{base.name}")
+    assert files_below(local / "images") == []
+
+
+def beside(act: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """Do something at the same time; gives it time to be through."""
+    said: list[object] = []
+
+    def run() -> None:
+        try:
+            said.append(act())
+        except PveError as error:
+            said.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(0.5)
+    return thread, said
+
+
+def test_a_base_stays_while_a_clone_of_it_is_made(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = volumes.make_base(volumes.alloc("local", 100, MIB, format="qcow2"))
+    started, create = [], run.run
+
+    def slow(argv: list[str], **more: object) -> run.Completed:
+        if argv[:2] == ["qemu-img", "create"]:
+            started.append(beside(lambda: volumes.free(base)))
+        return create(argv, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "run", slow)
+    clone = volumes.clone(base, 101)
+    ((thread, said),) = started
+    thread.join(20)
+    assert str(said[0]) == f"base volume '{base}' is still in use by linked clone '{clone}'"
+    assert volumes.exists(base)
+
+
+def test_of_a_base_that_is_removed_no_clone_is_made(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = volumes.make_base(volumes.alloc("local", 100, MIB, format="qcow2"))
+    started, check = [], folders.FolderStorage._check_unused
+
+    def slow(storage: folders.FolderStorage, name: str, path: Path) -> None:
+        check(storage, name, path)
+        started.append(beside(lambda: volumes.clone(base, 101)))
+
+    monkeypatch.setattr(folders.FolderStorage, "_check_unused", slow)
+    volumes.free(base)
+    ((thread, said),) = started
+    thread.join(20)
+    assert str(said[0]) == f"volume '{base}' does not exist"
     assert files_below(local / "images") == []
 
 
