@@ -68,7 +68,7 @@ def _file(name: str, flags: int) -> Iterator[int]:
     try:
         fd = os.open(name, flags | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise PveError(f"can't open '{name}': {error.strerror}") from None
+        raise PveError(f"can't open '{name}': {error.strerror or error}") from None
     try:
         yield fd
     finally:
@@ -122,7 +122,7 @@ def _at_path(path: str, announce: Announce) -> Iterator[socket.socket]:
             listener.bind(path)
             listener.listen(1)
         except OSError as error:
-            raise PveError(f"can't listen at '{path}': {error.strerror}") from None
+            raise PveError(f"can't listen at '{path}': {error.strerror or error}") from None
         try:
             announce("ready")
             yield listener
@@ -141,4 +141,5 @@ def _accepted(listener: socket.socket, name: str) -> Iterator[socket.socket]:
             raise PveError(f"nobody connected to '{name}' within {_PATIENCE:.0f} seconds") from None
     with link:
         link.setblocking(True)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a host that fails says nothing
         yield link

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from pvetools.system import log, run
-from pvetools.system.errors import RunError
+from pvetools.system.errors import PveError, RunError
+from pvetools.system.streams import MIB, widen_pipe, write_all
 from pvetools.system.units import human_size
 
 _STEP = 10.0  # percent between two lines of progress
@@ -68,6 +71,58 @@ def stream(
         raise RunError(words, code, said)
     meter.at(total)
     return said
+
+
+def feed(argv: Sequence[str | os.PathLike[str]], source: int, keep: int) -> bytes:
+    """Run a program with what a descriptor gives on its input; gives the last bytes of that, so many at most.
+
+    Raises:
+        PveError: the stream can't be read. RunError: the program's words. MissingTool.
+    """
+    feeder = _Feeder(source, keep)
+    outlet, inlet = os.pipe()
+    widen_pipe(inlet)
+    thread = threading.Thread(target=feeder.run, args=(inlet,))
+    thread.start()
+    try:
+        stream(argv, stdin=outlet)
+    finally:
+        os.close(outlet)  # the feeder ends when nobody reads any more
+        thread.join()
+    if feeder.failed:
+        raise PveError(f"the stream can't be read: {feeder.failed.strerror}") from feeder.failed
+    return feeder.last
+
+
+class _Feeder:
+    """Moves a stream into a pipe, and remembers its end."""
+
+    def __init__(self, source: int, keep: int) -> None:
+        self._source, self._keep = source, keep
+        self.last = b""
+        self.failed: OSError | None = None
+
+    def run(self, inlet: int) -> None:
+        """Until the stream ends or nobody reads the pipe; closes it."""
+        block = memoryview(bytearray(MIB))
+        with os.fdopen(inlet, "wb", 0), contextlib.suppress(BrokenPipeError):  # its reader says why it has gone
+            while self._awaited(inlet) and (count := self._read(block)):
+                write_all(inlet, block[:count])
+                self.last = (self.last + bytes(block[max(0, count - self._keep) : count]))[-self._keep :]
+
+    def _awaited(self, inlet: int) -> bool:
+        """Wait for data; False when nobody would read it."""
+        poll = select.poll()
+        poll.register(self._source, select.POLLIN)
+        poll.register(inlet, 0)
+        return all(fd != inlet for fd, _ in poll.poll())
+
+    def _read(self, block: memoryview) -> int:
+        try:
+            return os.readv(self._source, [block])
+        except OSError as error:
+            self.failed = error
+            return 0
 
 
 def _watched(process: run.Process, meter: Meter, counter: str) -> int:

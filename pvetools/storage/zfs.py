@@ -77,8 +77,12 @@ def check_dataset(name: str) -> str:
 
 def parse_rows(text: str, parent: str) -> list[Row]:
     """The children of a dataset in the output of ``zfs list -Hp``; the dataset itself and deeper ones are left out."""
-    lines = [line.split("\t") for line in text.splitlines()]
-    return [_row(words) for words in lines if words[0].rpartition("/")[0] == parent]
+    return [_row(words) for words in _table(text, len(_COLUMNS)) if words[0].rpartition("/")[0] == parent]
+
+
+def _table(text: str, columns: int) -> list[list[str]]:
+    """The lines that have so many columns; a server's shell may say other things before."""
+    return [words for line in text.splitlines() if len(words := line.split("\t")) == columns]
 
 
 def _row(words: Sequence[str]) -> Row:
@@ -92,8 +96,7 @@ def _row(words: Sequence[str]) -> Row:
 def parse_whole(text: str, dataset: str) -> Whole:
     """A dataset with all that hangs on it, in the output of ``zfs list -Hp -d 1``, oldest first."""
     row, snapshots, clones, below = None, list[Snapshot](), list[str](), list[str]()
-    for line in text.splitlines():
-        *words, upon = line.split("\t")
+    for *words, upon in _table(text, len(_COLUMNS) + 1):
         full, type_, created = words[0], words[1], words[3]
         if type_ == "snapshot":
             snapshots.append(Snapshot(full.partition("@")[2], _number(created)))
@@ -178,12 +181,14 @@ class Pool:
     def property(self, name: str, child: str = "") -> str:
         """A property of the dataset, or of a child."""
         target = self.of(child) if child else self.dataset
-        return self.call(["zfs", "get", "-Hp", "-o", "value", name, "--", target]).strip()
+        said = self.call(["zfs", "get", "-Hp", "-o", "value", name, "--", target])
+        return said.strip().rpartition("\n")[2]
 
     def space(self) -> Space:
         """What is used and free."""
-        found = self.call(["zfs", "get", "-Hp", "-o", "value", "used,available", "--", self.dataset]).split()
-        used, available = map(_number, found)
+        said = self.call(["zfs", "get", "-Hp", "-o", "property,value", "used,available", "--", self.dataset])
+        found = {words[0]: _number(words[1]) for words in _table(said, 2)}
+        used, available = found.get("used", 0), found.get("available", 0)
         return Space(used + available, used, available)
 
     def rows(self) -> list[Row]:

@@ -272,6 +272,46 @@ def test_folders_of_btrfs_are_sent_too(storages: Root, cli: Callable[..., Result
     (volumes.path(target) / "new").write_text("it can be written")
 
 
+def btrfs_stream(*commands: tuple[int, dict[int, bytes]]) -> bytes:
+    """A stream as any program could make it: commands by number, with their attributes."""
+    stream = b"btrfs-stream\0" + struct.pack("<I", 1)
+    for number, attributes in commands:
+        data = b"".join(struct.pack("<HH", key, len(value)) + value for key, value in attributes.items())
+        sum_ = crc32c(struct.pack("<IHI", len(data), number, 0) + data)
+        stream += struct.pack("<IHI", len(data), number, sum_) + data
+    return stream
+
+
+def crc32c(data: bytes) -> int:
+    value = 0
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value
+
+
+_SUBVOLUME, _MAKE_FILE, _SYMLINK, _END = 1, 3, 8, 21
+_UUID, _TRANSACTION, _INODE, _PATH, _LINK = 1, 2, 3, 15, 17
+
+
+def test_a_stream_of_btrfs_writes_nowhere_else(storages: Root, cli: Callable[..., Result]) -> None:
+    target, stream, outside = "more:100/subvol-100-disk-0.subvol", storages / "stream", storages / "outside"
+    outside.mkdir()
+    number = bytes(8)
+    stream.write_bytes(btrfs_stream(
+        (_SUBVOLUME, {_PATH: b"subvol-100-disk-0.subvol@one", _UUID: os.urandom(16), _TRANSACTION: number}),
+        (_SYMLINK, {_PATH: b"link", _INODE: number, _LINK: bytes(outside)}),
+        (_MAKE_FILE, {_PATH: b"link/file", _INODE: number}),
+        (_END, {}),
+    ))  # fmt: skip
+    ran = cli("pvesm", "import", target, "btrfs", stream, "--snapshot", "one")
+    assert ran.status == 255
+    assert "No such file or directory" in ran.stderr
+    assert [*outside.iterdir()] == []
+    assert not volumes.exists(target)
+
+
 # What is refused, and what is left when something goes wrong.
 
 

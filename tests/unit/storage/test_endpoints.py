@@ -100,3 +100,27 @@ def test_nobody_is_awaited_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(PveError, match=why), endpoints.source(name, lambda _line: None):
             pass
     assert not (tmp_path / "socket").exists()
+
+
+@pytest.mark.parametrize("place", ["tcp", "unix"])
+def test_a_host_that_fails_is_noticed(tmp_path: Path, place: str) -> None:
+    said, links = list[str](), list[socket.socket]()
+
+    def announce(line: str) -> None:
+        said.append(line)
+        if place == "unix":
+            links.append(socket.socket(socket.AF_UNIX))
+            links[0].connect(str(tmp_path / "socket"))
+        elif len(said) == 2:
+            links.append(socket.create_connection((said[0], int(said[1])), timeout=10))
+
+    name = "tcp://127.0.0.1" if place == "tcp" else f"unix://{tmp_path}/socket"
+    with endpoints.source(name, announce) as stream, socket.socket(fileno=os.dup(stream)) as link:
+        assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    links[0].close()
+
+
+def test_a_path_too_long_for_a_socket_is_told(tmp_path: Path) -> None:
+    name = f"unix://{tmp_path}/{'x' * 200}"
+    with pytest.raises(PveError, match="AF_UNIX path too long"), endpoints.source(name, lambda _line: None):
+        pass

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
+import subprocess
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -143,6 +145,7 @@ ALL = State("two", with_snapshots=True)
         ("dir:100/vm-100-disk-0.raw", WITH, ""),
         ("dir:100/vm-100-disk-0.qcow2", NOW, "raw+size"),
         ("dir:100/vm-100-disk-0.qcow2", WITH, "qcow2+size"),
+        ("dir:100/vm-100-disk-0.qcow2", State(with_snapshots=True, snapshots=("one",)), ""),
         ("dir:100/vm-100-disk-0.vmdk", WITH, "vmdk+size"),
         ("dir:100/vm-100-disk-0.vmdk", SINCE, ""),
         ("dir:100/subvol-100-disk-0.subvol", NOW, "tar+size"),
@@ -224,6 +227,74 @@ def test_progress_is_told_in_steps_and_to_the_end() -> None:
     assert len(lines) == 10
     assert lines[0] == "transferred 10.00 MiB of 100.00 MiB (10.00%)"
     assert lines[-1] == "transferred 100.00 MiB of 100.00 MiB (100.00%)"
+
+
+# What comes and is not whole.
+
+
+def archive(folder: Path) -> bytes:
+    """Two files in an archive that ends as every archive does."""
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / name).write_bytes(name.encode() * 1000)
+    return subprocess.run(["tar", "-C", folder, "-cf", "-", "one", "two"], capture_output=True, check=True).stdout
+
+
+FOLDER = "local:100/subvol-100-disk-0.subvol"
+
+
+@pytest.mark.parametrize("cuts", [[], [7, 9, 3000, 10_000], [*range(9000, 15_000, 511)]])
+def test_an_archive_fills_a_folder(root: Path, cuts: list[int]) -> None:
+    stream = in_pieces(bytes(8) + archive(root / "files"), cuts)
+    assert transfer.import_(FOLDER, "tar+size", stream) == FOLDER
+    assert (volumes.path(FOLDER) / "two").read_bytes() == b"two" * 1000
+    os.close(stream)
+
+
+@pytest.mark.parametrize("length", [512 + 3072, 2 * (512 + 3072), 2 * (512 + 3072) + 512])
+def test_an_archive_that_ends_between_two_files_is_not_whole(root: Path, length: int) -> None:
+    stream = in_pieces(bytes(8) + archive(root / "files")[:length], [])
+    with pytest.raises(PveError, match="the stream ended before the end of its archive"):
+        transfer.import_(FOLDER, "tar+size", stream)
+    assert not volumes.exists(FOLDER)
+    os.close(stream)
+
+
+def test_what_tar_says_is_told_while_the_stream_goes_on(root: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, bytes(8) + b"\x1f\x8b\x08" + bytes(20_000))
+    with pytest.raises(PveError, match="Archive is compressed"):
+        transfer.import_(FOLDER, "tar+size", reader)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_stream_that_can_not_be_read_is_told(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = socket.create_connection(server.getsockname(), timeout=10)
+        link, _ = server.accept()
+    with link:
+        sender.sendall(bytes(8) + archive(root / "files")[:512])
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        threading.Timer(0.2, sender.close).start()  # resets the connection
+        with pytest.raises(PveError, match=r"the stream can't be read: Connection reset|Unexpected EOF"):
+            transfer.import_(FOLDER, "tar+size", link.fileno())
+    assert not volumes.exists(FOLDER)
+
+
+def test_an_image_that_only_takes_too_much_space_is_taken(root: Path) -> None:
+    image, cluster = root / "image.qcow2", 65536
+    run.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"])
+    data = bytearray(image.read_bytes().ljust(6 * cluster, b"\0"))
+    (table,) = struct.unpack_from(">Q", data, 48)
+    (counts,) = struct.unpack_from(">Q", data, table)
+    struct.pack_into(">H", data, counts + 2 * 5, 1)
+    image.write_bytes(data)
+    assert run.run(["qemu-img", "check", "-f", "qcow2", image], check=False).code == 3
+    stream = in_pieces(transfer.HEADER.pack(MIB) + data, [])
+    volid = "local:100/vm-100-disk-0.qcow2"
+    assert transfer.import_(volid, "qcow2+size", stream, WITH) == volid
+    os.close(stream)
 
 
 # Copies.

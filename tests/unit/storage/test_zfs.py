@@ -120,3 +120,12 @@ def test_what_is_busy_for_a_moment_is_tried_again() -> None:
 
     zfs.Pool("tank", call).destroy("a")  # type: ignore[arg-type]
     assert said == [["zfs", "destroy", "-r", "--", "tank/a"]] * 3
+
+
+def test_what_a_shell_says_besides_is_passed_over() -> None:
+    greeting = "Welcome!\nlast\tlogin\n\n"
+    assert zfs.parse_rows(greeting + LIST, "tank/vms") == zfs.parse_rows(LIST, "tank/vms")
+    assert zfs.parse_whole(greeting + WHOLE, "tank/base-1-disk-0") == zfs.parse_whole(WHOLE, "tank/base-1-disk-0")
+    pool = zfs.Pool("tank", lambda argv: greeting + ("used\t10\navailable\t32\n" if "used," in argv[5] else "off\n"))
+    assert pool.space() == (42, 10, 32)
+    assert pool.property("encryption") == "off"
