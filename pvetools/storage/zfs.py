@@ -158,10 +158,10 @@ def send_argv(
 def receive_argv(dataset: str) -> list[str]:
     """The command that makes a dataset from the stream on its input, or brings one to the state that the stream has.
 
-    What was written to an existing dataset since its last snapshot is lost.
+    What was written to an existing dataset since its last snapshot is lost; a new file system is not mounted.
     """
     ignored = [word for name in _NOT_RECEIVED for word in ("-x", name)]
-    return ["zfs", "receive", "-F", *ignored, "--", dataset]
+    return ["zfs", "receive", "-F", "-u", *ignored, "--", dataset]
 
 
 # One dataset and its children.

@@ -26,7 +26,7 @@ from pvetools.system import lock, task
 from pvetools.system.errors import NotFound, PveError, Refused, RunError
 from pvetools.system.units import MIB
 
-_FORMATS = {VOLUME: "raw", FILE_SYSTEM: "subvol"}
+FORMATS = {VOLUME: "raw", FILE_SYSTEM: "subvol"}
 
 
 class ZfsStorage(FlatStorage):
@@ -80,7 +80,7 @@ class ZfsStorage(FlatStorage):
         for row in self.pool.rows():
             with contextlib.suppress(PveError):  # foreign names, and names of another kind than the dataset is
                 parsed = self.parse(row.name)
-                if parsed.name == row.name and parsed.format == _FORMATS.get(row.type):
+                if parsed.name == row.name and parsed.format == FORMATS.get(row.type):
                     yield row
 
     def records(self) -> Iterator[Record]:
@@ -89,7 +89,7 @@ class ZfsStorage(FlatStorage):
     def _record(self, row: Row) -> Record:
         above, _, origin = row.origin.rpartition("/")
         parent = origin if above == self.pool.dataset else row.origin
-        return Record(row.name, row.size, _FORMATS[row.type], row.used, row.created, parent)
+        return Record(row.name, row.size, FORMATS[row.type], row.used, row.created, parent)
 
     def require(self, name: str) -> Record:
         return self._record(self.row(name))
@@ -101,7 +101,7 @@ class ZfsStorage(FlatStorage):
         """A volume that must be there. NotFound."""
         parsed = self.parse(name)
         row = self.pool.row(parsed.name)
-        if row is None or _FORMATS.get(row.type) != parsed.format:
+        if row is None or FORMATS.get(row.type) != parsed.format:
             raise NotFound(f"volume '{self.id}:{name}' does not exist")
         return row
 
@@ -109,7 +109,7 @@ class ZfsStorage(FlatStorage):
         """The same with all that hangs on it. NotFound."""
         parsed = self.parse(name)
         whole = self.pool.whole(parsed.name)
-        if whole is None or _FORMATS.get(whole.row.type) != parsed.format:
+        if whole is None or FORMATS.get(whole.row.type) != parsed.format:
             raise NotFound(f"volume '{self.id}:{name}' does not exist")
         return whole
 

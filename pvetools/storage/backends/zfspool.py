@@ -16,13 +16,14 @@ from pvetools.storage.driver import Capabilities, Source, Stream, Wish
 from pvetools.storage.names import VolumeName
 from pvetools.storage.streaming import stream
 from pvetools.storage.zfs import Caller, Row
-from pvetools.storage.zfsvolumes import ZfsStorage, is_folder
+from pvetools.storage.zfsvolumes import FORMATS, ZfsStorage, is_folder
 from pvetools.system import lock, log, task
 from pvetools.system.errors import Exists, PveError, Refused, RunError
 from pvetools.system.units import MIB
 
 DEVICES = Path("/dev/zvol")
 _BOTH = frozenset({"raw", "subvol"})
+_ARRIVING = "receiving-"  # before the name of a volume: what is on its way
 _NAME_REQUEST, _NAME_SIZE = 0x8100127D, 256  # asks a device of ZFS for the name of its volume
 _FLUSH_REQUEST = 0x1261  # has the kernel write what it keeps of a device, and forget it
 _PATIENCE = 30.0  # udev makes the links to devices in its own time
@@ -170,17 +171,40 @@ class ZfsPool(ZfsStorage):
             self.check_unused(name, row)
             with self._away(row.name), self._explained(name):
                 stream(zfs.receive_argv(self.pool.of(row.name)), stdin=source)
+            self._check_came(row.name, self.parse(name), what.snapshot)
             return name
+        parsed = self.parse(name)
         with contextlib.ExitStack() as undo:
-            own = self._reserve(self.parse(name), undo, rename=rename)
+            own = self._reserve(parsed, undo, rename=rename)
+            arriving = f"{_ARRIVING}{own}"
+            self._drop_if_there(arriving)  # of a command that was killed: the name is ours
+            undo.callback(self._drop_if_there, arriving)
             with self._explained(own):
-                stream(zfs.receive_argv(self.pool.of(own)), stdin=source)
-            self.row(own)  # a stream can hold another kind of dataset than the name says
+                stream(zfs.receive_argv(self.pool.of(arriving)), stdin=source)
+            self._check_came(arriving, parsed, what.snapshot)
+            with lock.storage_lock(self.id), task.uninterrupted():
+                self.pool.destroy(own)
+                self.pool.rename(arriving, own)
             undo.pop_all()
         return own
 
+    def _check_came(self, own: str, parsed: VolumeName, snapshot: str) -> None:
+        """A stream can hold another kind of dataset, or another snapshot, than was said."""
+        whole = self.pool.whole(own)
+        if whole is None or FORMATS.get(whole.row.type) != parsed.format:
+            raise PveError(f"the stream holds no volume of format '{parsed.format}'")
+        if snapshot not in (found.name for found in whole.snapshots):
+            raise PveError(f"the stream holds no snapshot '{snapshot}'")
+
+    def _drop_if_there(self, own: str) -> None:
+        if self.pool.row(own):
+            self.pool.destroy(own)
+
     def _reserve(self, parsed: VolumeName, undo: contextlib.ExitStack, *, rename: bool) -> str:
-        """Take a name by a small volume, which what is received will replace."""
+        """Take a name by a small volume.
+
+        What is received comes beside it and replaces it in the end: ZFS itself would put nothing encrypted over it.
+        """
         wish = Wish(parsed.vmid or 0, MIB, parsed.format, parsed.name)
         with lock.storage_lock(self.id):
             try:
@@ -191,7 +215,7 @@ class ZfsPool(ZfsStorage):
                 own = self.choose_name(replace(wish, name=""))
             with self._explained(own, MIB), task.uninterrupted():
                 self._make(own, replace(wish, size=0 if is_folder(own) else MIB))
-                undo.callback(self.pool.destroy, own)
+                undo.callback(self._drop_if_there, own)
         return own
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.storage import definition, volumes, zfs
+from pvetools.storage import definition, transfer, volumes, zfs
 from pvetools.storage.backends.zfspool import volume_of
 from pvetools.system import paths
 from pvetools.system.errors import NotFound, PveError, Refused
@@ -311,6 +311,36 @@ def test_a_stream_does_not_mount_itself_elsewhere(define: Define) -> None:
     )]  # fmt: skip
     sh(" | ".join(words))
     assert value("mountpoint", "subvol-101-disk-0") == "/tank/vms/subvol-101-disk-0"
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """The key of an encrypted dataset, of 32 bytes."""
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    return tmp_path / "key"
+
+
+@pytest.mark.parametrize("form", ["raw", "subvol"])
+def test_an_encrypted_volume_arrives_encrypted(define: Define, tmp_path: Path, key: Path, form: str) -> None:
+    sh(f"zfs create -o encryption=on -o keyformat=raw -o keylocation=file://{key} {POOL}/secret")
+    define(pool=f"{POOL}/secret")
+    source, stream = volumes.alloc(STORAGE, 100, SIZE, format=form, content="rootdir"), tmp_path / "stream"
+    put(source, 1)
+    volumes.snapshot(source, "one")
+    with stream.open("wb") as out:
+        transfer.export(source, "zfs", out.fileno(), transfer.State("one"))
+    define()
+    own = source.partition(":")[2].replace("100", "101")
+    before = datasets()
+    with stream.open("rb") as data, pytest.raises(PveError, match="the stream holds no snapshot 'other'"):
+        transfer.import_(f"{STORAGE}:{own}", "zfs", data.fileno(), transfer.State("other"))
+    assert datasets() == before
+    with stream.open("rb") as data:
+        transfer.import_(f"{STORAGE}:{own}", "zfs", data.fileno(), transfer.State("one"))
+    assert {*datasets()} - {*before} == {own, f"{own}@one"}
+    assert value("encryption", own) == "aes-256-gcm"
+    sh(f"zfs load-key -L file://{key} {POOL}/{own}")
+    assert holds(f"{STORAGE}:{own}", 1)
 
 
 # ZFS over iSCSI.
