@@ -225,6 +225,10 @@ class Pool:
         """Make a file system that holds ``limit`` bytes at most; 0: what the pool has."""
         self.call(["zfs", "create", *_FOLDER_OPTIONS, "-o", f"refquota={limit or 'none'}", "--", self.of(name)])
 
+    def make_place(self, name: str) -> None:
+        """Make a dataset that holds nothing but others and is not mounted."""
+        self.call(["zfs", "create", "-o", "canmount=off", "--", self.of(name)])
+
     def set_size(self, row: Row, size: int) -> None:
         """Change the size of a volume or the limit of a file system."""
         key = "volsize" if row.type == VOLUME else "refquota"

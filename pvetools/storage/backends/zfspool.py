@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +24,9 @@ from pvetools.system.units import MIB
 
 DEVICES = Path("/dev/zvol")
 _BOTH = frozenset({"raw", "subvol"})
-_ARRIVING = "receiving-"  # before the name of a volume: what is on its way
+# the process that receives a volume, when it started, and the volume's name
+_ARRIVING = re.compile(r"pvetools-receiving-(\d+)-(\d+)-(.+)", re.ASCII)
+_NEW = "new"  # what comes, below that
 _NAME_REQUEST, _NAME_SIZE = 0x8100127D, 256  # asks a device of ZFS for the name of its volume
 _FLUSH_REQUEST = 0x1261  # has the kernel write what it keeps of a device, and forget it
 _PATIENCE = 30.0  # udev makes the links to devices in its own time
@@ -141,8 +144,10 @@ class ZfsPool(ZfsStorage):
     def _away(self, own: str) -> Iterator[None]:
         """The kernel remembers what a volume held before it was rolled back, unless it is told to forget that."""
         if not is_folder(own):
-            yield
-            _forget_cached(self.device(own))
+            try:
+                yield
+            finally:
+                _forget_cached(self.device(own))
         elif self.row(own).mounted:
             self.pool.unmount(own)
             try:
@@ -165,27 +170,22 @@ class ZfsPool(ZfsStorage):
         stream(zfs.send_argv(dataset, what.snapshot, what.base, bool(what.between), raw=raw), stdout=out)
 
     def receive(self, name: str, what: Stream, source: int, *, rename: bool) -> str:
+        parsed = self.parse(name)
         if what.base:
             self.need_snapshot(name, what.base)
             row = self.row(name)
             self.check_unused(name, row)
             with self._away(row.name), self._explained(name):
                 stream(zfs.receive_argv(self.pool.of(row.name)), stdin=source)
-            self._check_came(row.name, self.parse(name), what.snapshot)
+            self._check_came(row.name, parsed, what.snapshot)
             return name
-        parsed = self.parse(name)
-        with contextlib.ExitStack() as undo:
-            own = self._reserve(parsed, undo, rename=rename)
-            arriving = f"{_ARRIVING}{own}"
-            self._drop_if_there(arriving)  # of a command that was killed: the name is ours
-            undo.callback(self._drop_if_there, arriving)
+        with self._arriving(parsed, rename=rename) as (own, place):
+            arriving = f"{place}/{_NEW}"
             with self._explained(own):
                 stream(zfs.receive_argv(self.pool.of(arriving)), stdin=source)
             self._check_came(arriving, parsed, what.snapshot)
-            with lock.storage_lock(self.id), task.uninterrupted():
-                self.pool.destroy(own)
+            with self._explained(own), task.uninterrupted():
                 self.pool.rename(arriving, own)
-            undo.pop_all()
         return own
 
     def _check_came(self, own: str, parsed: VolumeName, snapshot: str) -> None:
@@ -196,27 +196,48 @@ class ZfsPool(ZfsStorage):
         if snapshot not in (found.name for found in whole.snapshots):
             raise PveError(f"the stream holds no snapshot '{snapshot}'")
 
-    def _drop_if_there(self, own: str) -> None:
-        if self.pool.row(own):
-            self.pool.destroy(own)
+    @contextlib.contextmanager
+    def _arriving(self, parsed: VolumeName, *, rename: bool) -> Iterator[tuple[str, str]]:
+        """A name that is kept for a volume, and a place for what comes, which goes with the block.
 
-    def _reserve(self, parsed: VolumeName, undo: contextlib.ExitStack, *, rename: bool) -> str:
-        """Take a name by a small volume.
-
-        What is received comes beside it and replaces it in the end: ZFS itself would put nothing encrypted over it.
+        What is complete moves from there to its name: until then there is no volume, and ZFS would put nothing
+        encrypted over one.
         """
+        with contextlib.ExitStack() as undo:
+            with lock.storage_lock(self.id):
+                own = self._free_name(parsed, rename=rename)
+                place = f"pvetools-receiving-{os.getpid()}-{task.process_start(os.getpid())}-{own}"
+                with self._explained(own), task.uninterrupted():
+                    self.pool.make_place(place)
+                    undo.callback(self._drop_place, place)
+            yield own, place
+
+    def _free_name(self, parsed: VolumeName, *, rename: bool) -> str:
         wish = Wish(parsed.vmid or 0, MIB, parsed.format, parsed.name)
-        with lock.storage_lock(self.id):
-            try:
-                own = self.choose_name(wish)
-            except Exists:
-                if not rename:
-                    raise
-                own = self.choose_name(replace(wish, name=""))
-            with self._explained(own, MIB), task.uninterrupted():
-                self._make(own, replace(wish, size=0 if is_folder(own) else MIB))
-                undo.callback(self._drop_if_there, own)
-        return own
+        try:
+            return self.choose_name(wish)
+        except Exists:
+            if not rename:
+                raise
+        return self.choose_name(replace(wish, name=""))
+
+    def taken(self) -> list[str]:
+        """With the names of what is being received; what killed commands left of that is removed."""
+        names = super().taken()
+        for match in [*filter(None, map(_ARRIVING.fullmatch, names))]:
+            if task.process_start(int(match[1])) == int(match[2]):
+                names.append(match[3])
+            else:
+                log.emit(f"removing '{match[0]}', left by a process that was killed")
+                self._drop_place(match[0])
+        return names
+
+    def _drop_place(self, place: str) -> None:
+        """Remove what has not become a volume."""
+        try:
+            self.pool.destroy(place)
+        except RunError as error:
+            log.warn(f"could not remove dataset '{self.pool.of(place)}', it stays in the pool: {error}")
 
 
 def volume_of(device: Path) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import pytest
 from pvetools.storage import definition, transfer, volumes, zfs
 from pvetools.storage.backends.zfspool import volume_of
 from pvetools.system import paths
-from pvetools.system.errors import NotFound, PveError, Refused
+from pvetools.system.errors import Exists, NotFound, PveError, Refused
 from tests.real.storage_vm import beds
 from tests.real.storage_vm.beds import STORAGE, sh
+from tests.real.storage_vm.conftest import ENTRY
 from tests.real.storage_vm.contract import BLOCK, MIB, SIZE, holds, in_use, put
 
 POOL = "tank/vms"
@@ -341,6 +344,44 @@ def test_an_encrypted_volume_arrives_encrypted(define: Define, tmp_path: Path, k
     assert value("encryption", own) == "aes-256-gcm"
     sh(f"zfs load-key -L file://{key} {POOL}/{own}")
     assert holds(f"{STORAGE}:{own}", 1)
+
+
+@pytest.fixture
+def half(define: Define, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that has got half of the stream of a new volume, vm-101-disk-0."""
+    source, stream = volumes.alloc(STORAGE, 100, SIZE), tmp_path / "stream"
+    put(source, 1, 0, SIZE)
+    volumes.snapshot(source, "one")
+    with stream.open("wb") as out:
+        transfer.export(source, "zfs", out.fileno(), transfer.State("one"))
+    argv = [sys.executable, "-c", ENTRY.format(tool="pvesm"), "import", f"{STORAGE}:vm-101-disk-0", "zfs", "-"]
+    with subprocess.Popen([*argv, "--snapshot", "one"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(stream.read_bytes()[: SIZE // 2])
+        process.stdin.flush()
+        deadline = time.monotonic() + 60
+        while not any(name.endswith("/new") for name in datasets()):
+            assert time.monotonic() < deadline, "nothing is received within 60 s"
+            time.sleep(0.1)
+        yield process
+        process.kill()
+
+
+def test_what_is_being_received_is_no_volume_yet_but_has_its_name(half: subprocess.Popen[bytes]) -> None:
+    assert [found.volid for found in volumes.list_volumes(STORAGE)] == [f"{STORAGE}:vm-100-disk-0"]
+    with pytest.raises(Exists, match="volume 'store:vm-101-disk-0' already exists"):
+        volumes.alloc(STORAGE, 101, SIZE, name="vm-101-disk-0")
+    assert volumes.alloc(STORAGE, 101, SIZE) == f"{STORAGE}:vm-101-disk-1"
+    half.terminate()
+    assert half.wait(60) == 130
+    assert {*datasets()} == {"vm-100-disk-0", "vm-100-disk-0@one", "vm-101-disk-1"}
+
+
+def test_what_a_killed_import_left_goes_with_the_next_new_volume(half: subprocess.Popen[bytes]) -> None:
+    half.kill()
+    half.wait(60)
+    assert volumes.alloc(STORAGE, 101, SIZE) == f"{STORAGE}:vm-101-disk-0"
+    assert {*datasets()} == {"vm-100-disk-0", "vm-100-disk-0@one", "vm-101-disk-0"}
 
 
 # ZFS over iSCSI.
