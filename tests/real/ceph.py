@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 TOOLS = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph-authtool", "monmaptool", "rbd")
-PATIENCE = 200.0  # seconds for anything that the cluster does
+PATIENCE = 200  # seconds for anything that the cluster does
 MONITOR = "127.0.0.1"
 MODULES = Path("/usr/share/ceph/mgr")
 _CONFIG = """\
@@ -136,7 +136,7 @@ class Cluster:
         """Wait until an answer holds a text."""
         deadline = time.monotonic() + PATIENCE
         while holds not in (said := self.ask(command)):
-            assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}: {said}"
+            assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}: {said}"
             time.sleep(0.1)
 
 

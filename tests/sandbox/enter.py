@@ -245,7 +245,7 @@ def init(command: Sequence[str]) -> int:
     cwd = environment.pop("PVETOOLS_SANDBOX_CWD", "/")
     environment.pop("PVETOOLS_SANDBOX_LIBVIRT", None)
     try:
-        child = subprocess.Popen(list(command), env=environment, cwd=cwd)
+        child = subprocess.Popen(list(command), env=environment, cwd=cwd, preexec_fn=_hear_interrupts)
     except OSError as error:
         sys.stderr.write(f"sandbox: {command[0]}: {error.strerror}\n")
         return 127
@@ -255,6 +255,11 @@ def init(command: Sequence[str]) -> int:
         if pid == child.pid:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
+
+
+def _hear_interrupts() -> None:
+    """Between fork and exec: what a shell starts in the background ignores them, and so would all that is tested."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

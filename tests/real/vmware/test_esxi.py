@@ -56,11 +56,16 @@ serial0.present = "TRUE"
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
+def simulator() -> None:
+    """The program is there, or its tests can't run."""
     try:
         simulated.program()
     except cache.NotAvailable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def host(simulator: None) -> Iterator[Host]:
     with simulated.running() as found:
         yield found
 
@@ -255,7 +260,7 @@ def _port() -> int:
     return volumes.get("esx").options.port or 443
 
 
-def test_a_server_that_dies_in_the_middle_is_named(root: Root, tmp_path: Path) -> None:
+def test_a_server_that_dies_in_the_middle_is_named(simulator: None, root: Root, tmp_path: Path) -> None:
     with simulated.running() as host:
         folder = host.folder / "ha-host_VM0"
         with (folder / "big-flat.vmdk").open("wb") as file:
