@@ -25,6 +25,11 @@ def test_a_child_that_fails_or_dies_has_not_started_anything(capfd: pytest.Captu
 
 def test_an_interrupt_waits_for_the_child(tmp_path: Path) -> None:
     def work() -> bool:
+        waiting = Path(f"/proc/{os.getppid()}/wchan")
+        deadline = time.monotonic() + 20
+        while "wait" not in waiting.read_text():  # in fork() itself, Python would lose the interrupt
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         os.kill(os.getppid(), signal.SIGINT)
         time.sleep(0.2)
         (tmp_path / "done").touch()
