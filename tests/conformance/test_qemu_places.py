@@ -48,7 +48,7 @@ def ours(xml: str) -> dict[str, tuple[str, int]]:
     root = ElementTree.fromstring(xml)
     q35 = root.find("devices/controller[@model='pcie-root']") is not None
     found: dict[str, tuple[str, int]] = {}
-    for device in root.find("devices") or []:
+    for device in root.iterfind("devices/*"):
         address = device.find("address[@type='pci']")
         name = _name(device)
         if name and address is not None:
