@@ -291,7 +291,7 @@ def test_a_folder_of_a_share_can_be_the_storage(shared: Path) -> None:
 def test_guests_need_no_password(shared: Path) -> None:
     definition.add("one", "cifs", {"server": "127.0.0.1", "share": "open", "content": "images"})
     assert mounted("one").source == "//127.0.0.1/open"
-    assert volumes.exists(volumes.alloc("one", 100, MIB))
+    volumes.free(volumes.alloc("one", 100, MIB))
     with pytest.raises(PveError, match="can't mount"):
         definition.add("two", "cifs", {"server": "127.0.0.1", "share": "data"})
     assert mounts.at(paths.mount_dir() / "two") is None
@@ -318,7 +318,7 @@ def test_a_new_password_has_to_be_right(shared: Path) -> None:
         sh(f"printf '%s\\n%s\\n' changed changed | smbpasswd -s {SMB_USER}")
         definition.update("one", {"password": "changed"})
         assert secrets.read("one", "cifs", "password") == "changed"
-        assert volumes.exists(volumes.alloc("one", 100, MIB))
+        volumes.free(volumes.alloc("one", 100, MIB))
     finally:
         sh(f"printf '%s\\n%s\\n' '{SMB_PASSWORD}' '{SMB_PASSWORD}' | smbpasswd -s {SMB_USER}")
 
