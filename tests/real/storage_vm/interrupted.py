@@ -1,8 +1,8 @@
 """Runs in the storage VM for test_power.py: uses storages until the power is cut, and looks at them afterwards.
 
     python3 -m tests.real.storage_vm.interrupted prepare BED FORM
-    python3 -m tests.real.storage_vm.interrupted work BED FORM alloc|free|snapshot|rollback
-    python3 -m tests.real.storage_vm.interrupted check BED FORM alloc|free|snapshot|rollback
+    python3 -m tests.real.storage_vm.interrupted work BED FORM alloc|free|snapshot|rollback|import
+    python3 -m tests.real.storage_vm.interrupted check BED FORM alloc|free|snapshot|rollback|import
 
 Each bed has a root of its own, which stays; `work` tells each step on the descriptor REPORTS_FD.
 """
@@ -15,7 +15,8 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from pvetools.storage import volumes
+from pvetools.storage import transfer, volumes
+from pvetools.storage.transfer import State
 from pvetools.system import log, paths
 from tests.real.storage_vm.beds import BEDS, STORAGE, sh
 from tests.real.storage_vm.contract import MIB, holds, put
@@ -23,8 +24,10 @@ from tests.real.storage_vm.contract import MIB, holds, put
 SIZE = 8 * MIB
 WITNESS = 900  # a guest whose volume nobody touches
 OLD, NEW, SEEN = 0x11, 0x22, 0x33
+SENT = State(snapshot="sent")
 # what a host does at boot and the bed does only once
 AGAIN = {
+    "btrfs": "mkdir -p /mnt/btrfs; mount /dev/disk/by-id/virtio-data4 /mnt/btrfs",
     "dir": "mkdir -p /mnt/dir; mount /dev/disk/by-id/virtio-data3 /mnt/dir",
     "zfspool": "zpool import -f -o cachefile=none tank; zfs mount -a",
 }
@@ -44,7 +47,8 @@ def full(volid: str, byte: int) -> bool:
 
 def prepare(bed: str, form: str) -> None:
     """Make the bed for good, with the volume of the witness."""
-    made = BEDS[bed]().__enter__()
+    manager = BEDS[bed]()  # kept: the bed would go with it
+    made = manager.__enter__()
     paths.etc_pve().mkdir(parents=True)
     paths.storage_config().write_text(f"{made.section}\tcontent {made.content}\n")
     put(volumes.alloc(STORAGE, WITNESS, SIZE, format=form), SEEN, 0, SIZE)
@@ -76,10 +80,37 @@ def _ready_kept(form: str) -> None:
     put(volid, NEW, 0, SIZE)
 
 
+def _ready_stream(form: str) -> None:
+    """Have what is imported in a file: in the storage's own format, where there is one."""
+    _ready_one(form)
+    (volid,) = owned(100)
+    own = [kind for kind in transfer.exports(volid, SENT) if not kind.endswith("+size")]
+    state = SENT if own else transfer.NOW
+    if own:
+        volumes.snapshot(volid, SENT.snapshot)
+    kind = own[0] if own else "raw+size"
+    with Path(os.environ["PVETOOLS_ROOT"], f"stream.{kind}").open("wb") as file:
+        transfer.export(volid, kind, file.fileno(), state)
+    volumes.free(volid)
+
+
+def _fetch(*, rename: bool) -> str:
+    """Import the stream as the first volume of guest 100, or as another one if that is there."""
+    (file,) = Path(os.environ["PVETOOLS_ROOT"]).glob("stream.*")
+    kind, name = file.suffix.removeprefix("."), owned(WITNESS)[0].replace(str(WITNESS), "100")
+    with file.open("rb") as stream:
+        state = transfer.NOW if kind.endswith("+size") else SENT
+        return transfer.import_(name, kind, stream.fileno(), state, rename=rename)
+
+
+def _free_all() -> None:
+    for volid in owned(100):
+        volumes.free(volid)
+
+
 def _alloc(form: str, number: int) -> None:
     if number % 10 == 9:
-        for volid in owned(100):
-            volumes.free(volid)
+        _free_all()
     volumes.alloc(STORAGE, 100, SIZE, format=form)
 
 
@@ -99,11 +130,18 @@ def _rollback(form: str, _number: int) -> None:
     volumes.rollback(owned(100)[0], "first")
 
 
+def _import(_form: str, number: int) -> None:
+    if number % 10 == 9:
+        _free_all()
+    _fetch(rename=True)
+
+
 WORK: dict[str, tuple[Callable[[str], None], Callable[[str, int], None]]] = {
     "alloc": (_ready_nothing, _alloc),
     "free": (_ready_many, _free),
     "snapshot": (_ready_one, _snapshot),
     "rollback": (_ready_kept, _rollback),
+    "import": (_ready_stream, _import),
 }
 
 
@@ -158,10 +196,21 @@ def _check_rollback(form: str) -> None:
     assert full(volid, OLD)
 
 
-CHECKS = {"alloc": _check_alloc, "free": _check_free, "snapshot": _check_snapshot, "rollback": _check_rollback}
+def _check_import(form: str) -> None:
+    for volid in owned(100):
+        volumes.info(volid)  # also one that came by half
+        volumes.free(volid)
+    assert full(_fetch(rename=False), OLD)
+
+
+CHECKS = {
+    "alloc": _check_alloc, "free": _check_free, "snapshot": _check_snapshot, "rollback": _check_rollback,
+    "import": _check_import,
+}  # fmt: skip
 
 # Everything that a bed holds, by its own tools: nothing may be left that no volume accounts for.
 LEFT = {
+    "btrfs": "find /mnt/btrfs/images -type f -o -name '.*' | sort",
     "dir": "find /mnt/dir/images -type f -o -type d -name 'vm-*' | sort",
     "lvm": "lvs --noheadings -o lv_name vgdata",
     "lvmthin": "lvs --noheadings -o lv_name vgthin",
