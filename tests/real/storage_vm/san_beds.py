@@ -131,7 +131,8 @@ def _lio(backstores: list[Path]) -> Iterator[Portals]:
     try:
         yield Portals(server, _close_lio, lambda host: _np(host).mkdir(), iscsi_sessions)
     finally:
-        sh("multipath -F; iscsiadm -m node -u; iscsiadm -m node -o delete", check=False)
+        for command in ("multipath -F", "iscsiadm -m node -u", "iscsiadm -m node -o delete"):
+            sh(command, check=False)
         _write(group / "enable", 0)
         for number in range(len(backstores)):
             (group / f"lun/lun_{number}/pvetools").unlink()
@@ -165,7 +166,7 @@ def multipathd() -> Iterator[None]:
     try:
         yield
     finally:
-        sh("multipath -F; systemctl stop multipathd; rm /etc/multipath.conf", check=False)
+        sh("multipath -F || true; systemctl stop multipathd; rm /etc/multipath.conf")
 
 
 # NVMe.
