@@ -45,16 +45,12 @@ def write_disk(path: Path) -> None:
 
 
 def alternately(*actions: tuple[Callable[[], object], Callable[[], object]]) -> list[float]:
-    """Median seconds of each action; after each of its runs its traces are removed, and are not counted.
-
-    File systems give freed blocks back with their next journal: whoever is the first to ask for that would pay for it.
-    """
+    """Median seconds of each action; after each of its runs its traces are removed, and are not counted."""
     seconds: list[list[float]] = [[] for _ in actions]
     for _ in range(ROUNDS):
         for times, (action, clean) in zip(seconds, actions, strict=True):
             times.append(timed(action))
             clean()
-            os.sync()
     return [statistics.median(times) for times in seconds]
 
 
