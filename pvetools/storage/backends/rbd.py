@@ -149,8 +149,10 @@ class Rbd(FlatStorage):
         return Source("network", self.device(own), "raw", self._url(own), network)
 
     def mountable(self, name: str) -> Source:
-        own = self.require(name).name
-        return Source("block", krbd.map_(self.cluster, self.image(own)), "raw")
+        image = self.image(self.parse(name).name)
+        if krbd.find(self.cluster, image) is None:  # what is mapped is there: Ceph removes no image that is used
+            self.require(name)
+        return Source("block", krbd.map_(self.cluster, image), "raw")
 
     # Listings.
 
@@ -188,9 +190,12 @@ class Rbd(FlatStorage):
 
     def _info(self, name: str) -> dict[str, Any]:
         """What Ceph knows of a volume. NotFound."""
-        own = self.parse(name).name
+        return dict(self._told_of(name, "info"), name=self.parse(name).name)
+
+    def _told_of(self, name: str, *words: str) -> Any:
+        """What ``rbd`` tells of a volume. NotFound."""
         try:
-            return dict(self._told("info", self._spec(own)), name=own)
+            return self._told(*words, self._spec(self.parse(name).name))
         except RunError as error:
             if error.code != _MISSING:
                 raise
@@ -251,7 +256,7 @@ class Rbd(FlatStorage):
                 self._check_children(name, row)
                 self._check_unused(name, own)
             if row.get("snapshot_count", 1):
-                for kept in self._kept(own):
+                for kept in self._kept(name):
                     self._unprotect(own, kept)
                 self._rbd("snap", "purge", "--no-progress", self._spec(own))
             self._rbd("rm", "--no-progress", self._spec(own))
@@ -262,9 +267,9 @@ class Rbd(FlatStorage):
             child = "/".join(children[0][part] for part in ("pool", "pool_namespace", "image") if children[0][part])
             raise Refused(f"base volume '{self.id}:{name}' is still in use by linked clone '{child}'")
 
-    def _kept(self, own: str) -> list[dict[str, Any]]:
-        """All snapshots of a volume, those of bases included, the oldest first."""
-        return sorted(self._told("snap", "ls", self._spec(own)), key=lambda row: int(row["id"]))
+    def _kept(self, name: str) -> list[dict[str, Any]]:
+        """All snapshots of a volume, those of bases included, the oldest first. NotFound."""
+        return sorted(self._told_of(name, "snap", "ls"), key=lambda row: int(row["id"]))
 
     def _unprotect(self, own: str, row: dict[str, Any]) -> None:
         if str(row["protected"]) == "true":
@@ -280,7 +285,7 @@ class Rbd(FlatStorage):
     # Snapshots.
 
     def snapshots(self, name: str) -> list[Snapshot]:
-        rows = self._kept(self.require(name).name)
+        rows = self._kept(name)
         return [Snapshot(row["name"], _seconds(row["timestamp"])) for row in rows if row["name"] != BASE_SNAPSHOT]
 
     def snapshot(self, name: str, snapshot: str) -> None:
