@@ -60,8 +60,11 @@ class CephFs(MountedStorage):
         return Wanted(point, source, "ceph", (*options, *self.words), self.creates, self._is_kernels)
 
     def _is_kernels(self, mount: Mount) -> bool:
-        """Whether a mount is ours: the kernel shows the monitors as addresses, whatever they were called."""
-        return mount.kind == "ceph" and mount.source.endswith(f":{self.folder}")
+        """Whether a mount is ours: the kernel shows the monitors as addresses, whatever they were called.
+
+        One that was made with newer words is shown as ``USER@CLUSTER.NAME=FOLDER``.
+        """
+        return mount.kind == "ceph" and mount.source.endswith((f":{self.folder}", f"={self.folder}"))
 
     def _by_fuse(self, point: Path) -> Wanted:
         cluster = self.cluster

@@ -14,6 +14,7 @@ from pvetools.storage import ceph, secrets
 from pvetools.storage.backends.cephfs import CephFs
 from pvetools.storage.backends.rbd import Rbd
 from pvetools.storage.definition import Definition
+from pvetools.storage.mounts import Mount
 from pvetools.system.errors import PveError, Refused
 
 KEY = "QVFESmxhLXRoaXMtaXMtbm8ta2V5"
@@ -178,6 +179,20 @@ def test_a_file_system_is_mounted_by_the_kernel(root: Path) -> None:
     secret = f"secretfile={root}/etc/pve/priv/ceph/store.secret"
     assert words[-1].split(",") == ["name=me", "conf=/dev/null", secret, "mds_namespace=second", "noatime"]
     assert KEY not in " ".join(words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "ours"),
+    [
+        ("ceph", "192.0.2.1:6789,[::1]:6789:/vms", True),
+        ("ceph", "me@0f6c2e6a-5f0a-5a0a-8f0a-000000000100.second=/vms", True),
+        ("ceph", "192.0.2.1:6789:/", False),
+        ("ceph", "192.0.2.1:6789:/other/vms", False),
+        ("nfs4", "192.0.2.1:/vms", False),
+    ],
+)
+def test_what_the_kernel_has_mounted_is_known_again(root: Path, kind: str, source: str, ours: bool) -> None:
+    assert cephfs(subdir="/vms").wanted(Path("/mnt/x")).fits(Mount("/mnt/x", source, kind)) is ours
 
 
 def test_a_file_system_is_mounted_by_fuse(root: Path) -> None:
