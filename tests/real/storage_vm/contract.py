@@ -618,8 +618,8 @@ def test_a_stream_that_ends_too_early_leaves_no_volume(empty: Case, tmp_path: Pa
     put(volid, 0x11)
     (form,) = transfer.exports(volid)
     stream = written(volid, form, tmp_path / "stream")
-    for length in (3, 8, 5000, 40_000):
-        os.truncate(written(volid, form, stream), length)
+    for length in (40_000, 5000, 8, 3):
+        os.truncate(stream, length)
         with pytest.raises(PveError):
             made_from(stream, volid, form)
         assert [*empty.listed()] == [volid]
@@ -658,9 +658,8 @@ def test_pvesm_makes_shows_and_removes_it(empty: Case, cli: Callable[..., str]) 
     volid = cli("pvesm", "alloc", STORAGE, "100", "", size, "--format", empty.form).strip().split("'")[1]
     assert volid in cli("pvesm", "list", STORAGE)
     assert cli("pvesm", "path", volid).strip() == volumes.source(volid).image
-    assert f"{STORAGE} " in cli("pvesm", "status")
     cli("pvesm", "free", volid)
-    assert volid not in cli("pvesm", "list", STORAGE)
+    assert not empty.listed()
 
 
 def test_an_image_gets_in_and_out_byte_by_byte(empty: Case, tmp_path: Path) -> None:
