@@ -271,16 +271,16 @@ def largest_disk() -> int:
 # Across storages.
 
 
-def test_guests_move_from_storage_to_storage_by_backups(node: Path, image: Path) -> None:
-    """qcow2 on dir -> lvmthin -> zfspool -> rbd, where it is there -> raw on dir; the same for a container."""
-    names = [name for name in ("dir", "lvmthin", "zfspool", "rbd") if name in BEDS]
-    with storages(*names):
+MOVES = [name for name in ("dir", "lvmthin", "zfspool", "rbd") if name in BEDS]
+
+
+def test_a_virtual_machine_moves_from_storage_to_storage_by_backups(node: Path, image: Path) -> None:
+    """qcow2 on dir -> lvmthin -> zfspool -> rbd, where it is there -> raw on dir."""
+    with storages(*MOVES):
         call("create", "/qemu", vmid=100, **SMALL, scsi0=f"dir:0,import-from={image},format=qcow2")
         holds = digest(volume_of("qemu", 100, "scsi0"))
         assert holds == hashlib.sha256(image.read_bytes()).hexdigest()
-        tree = make_container("dir")
-        call("create", "/lxc/101/status/stop")
-        for name in [*names[1:], "dir"]:
+        for name in [*MOVES[1:], "dir"]:
             saved = archive(100, mode="stop")
             call("delete", "/qemu/100")
             call("create", "/qemu", vmid=100, archive=saved, storage=name)
@@ -288,14 +288,22 @@ def test_guests_move_from_storage_to_storage_by_backups(node: Path, image: Path)
             assert volid.startswith(f"{name}:")
             assert digest(volid) == holds, name
             volumes.free(saved)
+        call("delete", "/qemu/100")
 
+
+def test_a_container_moves_from_storage_to_storage_by_backups(node: Path) -> None:
+    """The same way."""
+    with storages(*MOVES):
+        tree = make_container("dir")
+        call("create", "/lxc/101/status/stop")
+        for name in [*MOVES[1:], "dir"]:
             saved = archive(101, mode="stop")
             call("delete", "/lxc/101")
             call("create", "/lxc", vmid=101, ostemplate=saved, restore=1, storage=name, start=1)
+            assert volume_of("lxc", 101, "rootfs").startswith(f"{name}:")
             assert inside(101, LOOK) == tree, name
             call("create", "/lxc/101/status/stop")
             volumes.free(saved)
-        call("delete", "/qemu/100")
         call("delete", "/lxc/101")
 
 
@@ -368,13 +376,14 @@ def test_a_guest_that_waits_for_its_storage_can_be_stopped(flaky: Callable[[str]
 # A real system.
 
 
+@pytest.mark.timeout(410)  # emulation in emulation
 def test_linux_boots_from_a_thin_volume_and_keeps_its_data(node: Path) -> None:
     source = next(ASSETS.glob("vm-*.raw"))
     with storages("lvmthin"):
         call("create", "/qemu", vmid=100, **{**SMALL, "memory": 160}, scsi0=f"{STORAGE}:0,import-from={source}")
         call("create", "/qemu/100/status/start")
         with console() as port:
-            port.wait_booted(250)
+            port.wait_booted(330)
             port.wait_ready(60)
             port.run("echo kept > /data/file; sync", 60)
         call("create", "/qemu/100/status/stop")
