@@ -24,7 +24,7 @@ class Cifs(MountedStorage):
 
     def check(self) -> None:
         options = self.definition.options
-        self._check_signs("share", options.share or "", r"[^/\\\0-\x1f][^\\\0-\x1f]*")
+        self._check_signs("share", options.share or "", r"[^/\\,\0-\x1f][^\\,\0-\x1f]*")
         if options.username:
             self._check_signs("username", options.username, r"[^,\0-\x1f]+")
             self._check_signs("domain", options.domain or "", r"[^,\0-\x1f]*")

@@ -83,6 +83,7 @@ def test_secrets_go_with_the_storage(root: Path) -> None:
         ),
         ("cifs", {**CIFS, "domain": "a,b"}, "value 'a,b' of option 'domain' has signs"),
         ("cifs", {**CIFS, "share": "../x\\y"}, "option 'share' has signs"),
+        ("cifs", {**CIFS, "share": "data,uid=0"}, "value 'data,uid=0' of option 'share' has signs"),
         ("cifs", {**CIFS, "options": "soft,pass=abc"}, "mount option 'pass' can't be served"),
         ("cifs", {**CIFS, "password": "a\nb"}, "the password of storage 'one' must not contain line breaks"),
         ("nfs", {**NFS, "options": "port=9,bg"}, "mount option 'bg' can't be served"),
