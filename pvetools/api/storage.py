@@ -149,9 +149,8 @@ def _row(row: Any) -> dict[str, Any]:
 
 def _formats(row: Any) -> dict[str, Any]:
     kind = row.definition.kind
-    default = row.definition.options.format_ or kind.default_format
     return {
-        "formats": {"supported": sorted(kind.formats), "default": default},
+        "formats": {"supported": sorted(kind.formats), "default": row.definition.default_format},
         "select_existing": int(kind.select_existing),
     }
 

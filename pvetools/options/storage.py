@@ -178,6 +178,7 @@ class StorageType(NamedTuple):
     default_content: frozenset[str]
     formats: frozenset[str]
     default_format: str
+    chained_format: str
     sensitive: frozenset[str]
     select_existing: bool
     refused: frozenset[str] = frozenset()
@@ -191,6 +192,7 @@ def _type(
     optional: str = "",
     fixed: str = "",
     formats: str = "raw",
+    chained: str = "raw",
     sensitive: str = "",
     select_existing: bool = False,
     refused: str = "",
@@ -203,6 +205,7 @@ def _type(
         optional: further options, besides content, disable and nodes.
         fixed: options that cannot be changed later.
         formats: image formats; raw is the default everywhere.
+        chained: the default of storages with ``snapshot-as-volume-chain``.
         sensitive: options that are kept in files of their own instead of ``storage.cfg``.
         select_existing: volumes are chosen from what is there, none can be allocated.
         refused: options that are known but not served: no storage can be used with one of them.
@@ -215,6 +218,7 @@ def _type(
         default_content=frozenset(default.split()),
         formats=frozenset(formats.split()),
         default_format="raw",
+        chained_format=chained,
         sensitive=frozenset(sensitive.split()),
         select_existing=select_existing,
         refused=frozenset(refused.split()),
@@ -291,6 +295,7 @@ TYPES = {
         " tagged_only",
         fixed="base vgname",
         formats="qcow2 raw",
+        chained="qcow2",
         refused="snapshot-as-volume-chain",
     ),
     "lvmthin": _type(

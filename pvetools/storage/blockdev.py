@@ -305,6 +305,12 @@ def overwrite(
         device.sync()
 
 
+def sync(path: Path) -> None:
+    """Have what was written to a device on its medium. PveError: it failed."""
+    with contextlib.closing(_Device(path)) as device:
+        device.sync()
+
+
 def zero(path: Path, start: int = 0, length: int = 0) -> None:
     """Turn a part of a device into zeros the quickest way that it has."""
     if not zero_fast(path, start, length):
@@ -344,7 +350,10 @@ class _Device:
             raise PveError(f"can't overwrite block device '{self.path}': {error.strerror}") from None
 
     def sync(self) -> None:
-        os.fsync(self.fd)
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise PveError(f"can't write to block device '{self.path}': {error.strerror}") from None
 
     def close(self) -> None:
         os.close(self.fd)

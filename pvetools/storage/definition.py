@@ -68,6 +68,12 @@ class Definition:
         for key in sorted(_refused(self.kind, self.options)):
             raise Refused(f"storage '{self.id}': {_not_served(key, self.type)}")
 
+    @property
+    def default_format(self) -> str:
+        """Image format when nobody asks for one."""
+        chained = self.options.snapshot_as_volume_chain
+        return self.options.format_ or (self.kind.chained_format if chained else self.kind.default_format)
+
     def as_data(self) -> dict[str, Any]:
         """Options as texts, for output; ``content`` is always there, secrets never are."""
         texts = self.options.texts()

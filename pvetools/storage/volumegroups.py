@@ -212,11 +212,13 @@ class GroupStorage(FlatStorage):
             yield found.name
             if found.name.startswith("snap_"):
                 words = found.name.split("_")[1:]
-                yield from ("_".join(words[:count]) for count in range(1, len(words)))
+                for count in range(1, len(words)):
+                    yield from ("_".join(words[:count]) + suffix for suffix in ("", ".qcow2"))
 
     def named_after(self, stem: str, rows: Sequence[Logical]) -> list[Logical]:
         """Logical volumes with the name of a snapshot of a volume; ``vm-100-a_b`` may be there besides ``vm-100-a``."""
-        longer = tuple(f"snap_{row.name}_" for row in rows if self.mine(row) and row.name.startswith(f"{stem}_"))
+        own = [row.name.removesuffix(".qcow2") for row in rows if self.mine(row)]
+        longer = tuple(f"snap_{name}_" for name in own if name.startswith(f"{stem}_"))
         found = [row for row in rows if row.name.startswith(f"snap_{stem}_")]
         return [row for row in found if not row.name.startswith(longer)]
 
@@ -242,23 +244,36 @@ class GroupStorage(FlatStorage):
     def seen(self, found: Sequence[Logical]) -> None:
         """Called at activation with all volumes of the group."""
         self.remnants = [row for row in found if self.is_remnant(row)]
-        if any(self.is_remnant(row, _COMING) for row in found):
-            self._settle()
+        if self.unsettled(found):
+            with self.locked():
+                self.settle()
 
-    def _settle(self) -> None:
-        """Finish what was to take a volume's place when a command was interrupted; drop it if the volume is there."""
-        with self.locked():
-            found = {row.name: row for row in self.rows()}
-            for row in found.values():
-                own = row.name.removeprefix(_COMING[0])
-                if not self.is_remnant(row, _COMING):
-                    continue
-                if own in found:
-                    log.emit(f"storage '{self.id}': a change of '{own}' was interrupted before it took place")
-                    self.lvm("lvremove", "-f", row.name)
-                else:
-                    log.emit(f"storage '{self.id}': going on with the interrupted change of '{own}'")
-                    self.take_place(own)
+    def unsettled(self, found: Sequence[Logical]) -> bool:
+        """Whether there is something to settle."""
+        return any(self.is_remnant(row, _COMING) or self._has_come(row) for row in found)
+
+    def _has_come(self, found: Logical) -> bool:
+        """Whether something has taken a volume's place, but still says that it is about to."""
+        return _COMING[1] + paths.node() in found.tags and not found.name.startswith((_COMING[0], _DOOMED[0]))
+
+    def settle(self) -> None:
+        """Finish what was to take a volume's place when a command was interrupted; drop it if the volume is there.
+
+        The caller holds the storage's lock.
+        """
+        found = {row.name: row for row in self.rows()}
+        for row in found.values():
+            own = row.name.removeprefix(_COMING[0])
+            if self._has_come(row):
+                self.lvm("lvchange", "--deltag", _COMING[1] + paths.node(), own)
+            elif not self.is_remnant(row, _COMING):
+                continue
+            elif own in found:
+                log.emit(f"storage '{self.id}': a change of '{own}' was interrupted before it took place")
+                self.lvm("lvremove", "-f", row.name)
+            else:
+                log.emit(f"storage '{self.id}': going on with the interrupted change of '{own}'")
+                self.take_place(own)
 
     def _appeared(self) -> list[Logical]:
         """The group's volumes, once the LUN below it is there."""

@@ -332,8 +332,7 @@ def default_format(storage: str) -> str:
     Raises:
         NotFound: no such storage.
     """
-    found = definition.get(storage)
-    return found.options.format_ or found.kind.default_format
+    return definition.get(storage).default_format
 
 
 def alloc(storage: str, vmid: int, size: int, *, format: str = "", name: str = "", content: str = "images") -> str:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pvetools.storage import blockdev
+from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Capabilities, Space, Wish
-from pvetools.storage.flat import Record
-from pvetools.storage.volumegroups import GroupStorage, Logical, group, kib
+from pvetools.storage.volumechains import SUFFIX, ChainStorage, make, needed
+from pvetools.storage.volumegroups import Logical, group, kib
 from pvetools.system import log
 from pvetools.system.errors import PveError, Refused
 from pvetools.system.units import MIB
 
 _NAME = re.compile(r"vm-[1-9]\d{0,9}-[a-zA-Z0-9][a-zA-Z0-9_.+-]{0,99}", re.ASCII)
-_RAW = frozenset({"raw"})
+_RAW, _CHAINS = frozenset({"raw"}), frozenset({"qcow2"})
+_PLAIN = Capabilities(files=False, alloc=_RAW, resize=_RAW, online_resize=_RAW, io_uring="never")
+_WITH_CHAINS = _PLAIN._replace(alloc=_RAW | _CHAINS, resize=_RAW | _CHAINS, snapshot=_CHAINS, rollback_to_newest=True)
 _TAG = re.compile(r"pve-vm-\d+", re.ASCII)
 _KINDS = "-oCrRmM"  # ordinary ones, also cached, mirrored or snapshotted by hand; nothing thin
 _RATE = re.compile(r"-?(\d+)([kmgt]?)", re.ASCII | re.IGNORECASE)
@@ -37,10 +40,15 @@ def rate(text: str) -> int:
     return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ")
 
 
-class VolumeGroup(GroupStorage):
+class VolumeGroup(ChainStorage):
     """One storage of type ``lvm``."""
 
-    info = Capabilities(files=False, alloc=_RAW, resize=_RAW, online_resize=_RAW, io_uring="never")
+    info = _PLAIN
+
+    def __init__(self, definition: Definition) -> None:
+        super().__init__(definition)
+        if definition.options.snapshot_as_volume_chain:
+            self.info = _WITH_CHAINS
 
     def activate(self) -> None:
         self.definition.require_served()
@@ -48,12 +56,9 @@ class VolumeGroup(GroupStorage):
 
     def mine(self, found: Logical) -> bool:
         tagged = not self.definition.options.tagged_only or any(_TAG.fullmatch(tag) for tag in found.tags)
-        # a qcow2 image on a volume is not what a guest would see as its disk
-        readable = not found.name.endswith(".qcow2")
+        # without chains, a qcow2 image on a volume is not what a guest would see as its disk
+        readable = "qcow2" in self.info.alloc or not found.name.endswith(SUFFIX)
         return tagged and readable and found.kind in _KINDS and bool(_NAME.fullmatch(found.name))
-
-    def record(self, found: Logical) -> Record:
-        return Record(found.name, found.size, used=found.size, ctime=found.ctime)
 
     def status(self) -> Space:
         found = group(self.vg)
@@ -66,15 +71,25 @@ class VolumeGroup(GroupStorage):
         with contextlib.ExitStack() as undo:
             with self.locked():
                 own = self.choose_name(wish)
-                words = ["-L", kib(wish.size), "-n", own, "--addtag", f"pve-vm-{wish.vmid}", self.vg]
+                size = needed(wish.size) if wish.format == "qcow2" else wish.size
+                words = ["-L", kib(size), "-n", own, "--addtag", f"pve-vm-{wish.vmid}", self.vg]
                 self.create("lvcreate", *self.NEW, *words, size=wish.size)
                 undo.callback(self.lvm, "lvremove", "-f", own, check=False)
             path = self.device(own)
             blockdev.wait_for(path)
-            blockdev.zero_fast(path)
+            if wish.format == "qcow2":
+                make(path, wish.size)
+            else:
+                blockdev.zero_fast(path)
             undo.pop_all()
         self.let_go(own)
         return own
+
+    def resize(self, name: str, size: int) -> None:
+        if self.parse(name).format == "qcow2":
+            self.grow_image(name, size)
+        else:
+            super().resize(name, size)
 
     def grown(self, before: Logical) -> None:
         path = self.device(before.name)
@@ -89,20 +104,42 @@ class VolumeGroup(GroupStorage):
     def free(self, name: str) -> None:
         self.parse(name)
         self.finish_removals(slow=True)
-        with contextlib.ExitStack() as held:
-            with self.locked():
-                found = self.logical(name)
-                if found.kind == "o":
-                    raise Refused(
-                        f"volume '{self.id}:{name}' has LVM snapshots that were made by hand, remove them first"
-                    )
-                self.unused(name, found)
-                doomed = self.doom(found)
+        with contextlib.ExitStack() as rest, self.changing(name), self.locked():
+            found = self.logical(name)
+            if found.kind == "o":
+                raise Refused(f"volume '{self.id}:{name}' has LVM snapshots that were made by hand, remove them first")
+            # the volume goes last: what is left of its snapshots can be removed with it
+            rest.enter_context(self.discard(name, [*self.layers(found.name, self.rows()), found]))
+
+    @contextlib.contextmanager
+    def discard(self, name: str, rows: Sequence[Logical]) -> Iterator[None]:
+        with contextlib.ExitStack() as all_, contextlib.ExitStack() as undo:
+            doomed: list[tuple[str, contextlib.ExitStack]] = []
+            for row in rows:
+                self.unused(name, row)
+            for row in rows:
+                own, held = self.doom(row), all_.enter_context(contextlib.ExitStack())
+                undo.callback(self.rename, own, row.name)
                 # who opened it before it got its new name is seen now
-                if not held.enter_context(self._to_wipe(doomed)) or not blockdev.is_ours(self.device(doomed)):
-                    self.rename(doomed, found.name)
+                if not held.enter_context(self._to_wipe(own)) or not blockdev.is_ours(self.device(own)):
                     raise self.in_use(name, "somebody who opened it right now")
-            self._remove(doomed, held)
+                doomed.append((own, held))
+            undo.pop_all()
+            yield
+            self._remove_each(doomed)
+
+    def _remove_each(self, doomed: Sequence[tuple[str, contextlib.ExitStack]]) -> None:
+        """Remove what is doomed; one that can't be removed hinders no other."""
+        failed: list[PveError] = []
+        for own, held in doomed:
+            try:
+                self._remove(own, held)
+            except PveError as error:
+                failed.append(error)
+        for other in failed[1:]:
+            log.warn(str(other))
+        if failed:
+            raise failed[0]
 
     @contextlib.contextmanager
     def _to_wipe(self, doomed: str) -> Iterator[bool]:

@@ -16,6 +16,7 @@ from pvetools.storage.backends.lvmthin import ThinPool
 from pvetools.storage.definition import Definition
 from pvetools.storage.driver import Space
 from pvetools.storage.flat import Record
+from pvetools.storage.volumechains import needed
 from pvetools.storage.volumegroups import Group, Logical
 from pvetools.system import log, paths, run
 from pvetools.system.errors import ParamErrors, PveError, Refused, RunError
@@ -171,9 +172,64 @@ def test_snapshots_belong_to_the_volume_with_the_longest_name_and_are_in_order()
     assert [row.name for row in storage(ThinPool).kept_volumes("vm-100-a_b", rows)] == ["snap_vm-100-a_b_c"]
 
 
-def test_a_qcow2_image_on_a_volume_is_none_of_the_storage() -> None:
+CHAINED = {"snapshot-as-volume-chain": "1"}
+
+
+def test_layers_of_a_chain_belong_to_the_volume_with_the_longest_name() -> None:
+    found = [
+        "vm-100-a.qcow2", "vm-100-a_b.qcow2", "snap_vm-100-a_x.qcow2", "snap_vm-100-a_b_c.qcow2", "snap_vm-100-a_x",
+        "snap_vm-100-ab_x.qcow2",
+    ]  # fmt: skip
+    rows, chained = [Logical(name, 1 << 22, "-wi-a-----") for name in found], storage(VolumeGroup, **CHAINED)
+    assert [row.name for row in chained.layers("vm-100-a.qcow2", rows)] == ["snap_vm-100-a_x.qcow2"]
+    assert [row.name for row in chained.layers("vm-100-a_b.qcow2", rows)] == ["snap_vm-100-a_b_c.qcow2"]
+    assert chained.layers("vm-100-a", rows) == []
+
+
+def test_a_qcow2_volume_is_none_where_the_storage_has_no_chains() -> None:
     found = Logical("vm-100-disk-0.qcow2", 1 << 22, "-wi-a-----", tags=frozenset({"pve-vm-100"}))
     assert not storage(VolumeGroup).mine(found)
+    assert storage(VolumeGroup, **CHAINED).mine(found)
+
+
+def test_a_snapshot_without_its_volume_keeps_the_name_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    chained = storage(VolumeGroup, **CHAINED)
+    monkeypatch.setattr(chained, "rows", lambda: [Logical("snap_vm-100-disk-0_x.qcow2", 1 << 22, "-wi-a-----")])
+    assert {"vm-100-disk-0", "vm-100-disk-0.qcow2"} < {*chained.taken()}
+
+
+@pytest.mark.parametrize("size", [1 << 20, 32 << 20, 1 << 40])
+@pytest.mark.parametrize("form", [(), ("-o", "extended_l2=on,cluster_size=128k")])
+def test_the_space_of_a_written_image_holds_its_tables_too(size: int, form: tuple[str, ...]) -> None:
+    assert size < needed(size, *form) < size * 1.01 + (3 << 20)
+
+
+@pytest.mark.parametrize(
+    ("tags", "own"),
+    [
+        ((), ""),
+        (("pve-vm-100", "pvetools-merging"), ""),
+        (("pvetools-merging", "pvetools-merged-{here}/vm-100-disk-0.qcow2"), "vm-100-disk-0.qcow2"),
+        (("pvetools-merged-elsewhere/vm-100-disk-0.qcow2",), ""),
+    ],
+)
+def test_what_a_snapshots_volume_was_to_become_stands_in_a_tag(tags: tuple[str, ...], own: str) -> None:
+    marks = frozenset(tag.format(here=paths.node()) for tag in tags)
+    chained = storage(VolumeGroup, **CHAINED)
+    rows = [Logical(name, 1 << 22, "-wi-------", tags=marks) for name in ("snap_vm-100-disk-0_x.qcow2", "del-snap_y")]
+    assert [chained.unsettled([row]) for row in rows] == [bool(own), False]
+
+
+@pytest.mark.parametrize(
+    ("type_", "options", "wanted"),
+    [
+        ("lvm", {}, "raw"), ("lvm", CHAINED, "qcow2"), ("dir", {}, "raw"), ("dir", CHAINED, "raw"),
+        ("dir", {"format": "qcow2"}, "qcow2"),
+    ],
+)  # fmt: skip
+def test_the_format_of_new_images(type_: str, options: dict[str, str], wanted: str) -> None:
+    raw = {"storage": "store", "type": type_, **options}
+    assert Definition("store", type_, StorageOptions.read(raw)).default_format == wanted
 
 
 @pytest.mark.parametrize("on", [True, False])
