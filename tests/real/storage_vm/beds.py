@@ -293,12 +293,9 @@ BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
     "zfs": zfs,
     "zfspool": zfspool,
 }
-# What the contract is tried with: a bed and an image format.
+# What the contract is tried with: a bed and an image format. Directories, btrfs and Ceph have their turn on the host,
+# which is faster; what more than one case would prove of the same code is in one of them only.
 CASES = [
-    ("btrfs", "raw"), ("btrfs", "subvol"),
-    ("cifs", "raw"), ("cifs", "qcow2"), ("cifs", "vmdk"),
-    ("dir", "raw"), ("dir", "qcow2"), ("dir", "subvol"), ("dir", "vmdk"),
-    ("lvm", "raw"), ("lvmthin", "raw"),
-    ("nfs3", "raw"), ("nfs3", "qcow2"), ("nfs4", "raw"), ("nfs4", "qcow2"), ("nfs4", "vmdk"), ("nfs4", "subvol"),
-    ("rbd", "raw"), ("zfs", "raw"), ("zfspool", "raw"), ("zfspool", "subvol"),
+    ("cifs", "qcow2"), ("lvm", "raw"), ("lvmthin", "raw"), ("nfs3", "qcow2"), ("nfs4", "raw"), ("nfs4", "subvol"),
+    ("zfs", "raw"), ("zfspool", "raw"), ("zfspool", "subvol"),
 ]  # fmt: skip

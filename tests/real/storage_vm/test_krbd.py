@@ -1,4 +1,7 @@
-"""Images of Ceph as block devices of the kernel: for containers on any RBD storage, and for everything with krbd."""
+"""Images of Ceph as block devices of the kernel: for containers on any RBD storage, and for everything with krbd.
+
+The whole contract is tried on the host, where Ceph is faster; here is the part of it that the kernel has a hand in.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,16 @@ from pvetools.system import paths
 from pvetools.system.errors import Refused
 from tests.real.ceph import Cluster
 from tests.real.storage_vm import cephs
-from tests.real.storage_vm.beds import STORAGE, sh
+from tests.real.storage_vm.beds import STORAGE, Bed, sh
+from tests.real.storage_vm.contract import (  # noqa: F401 - a fixture and tests
+    Case,
+    empty,
+    test_a_snapshot_keeps_what_a_volume_held,
+    test_a_volume_gets_out_as_a_stream_and_in_again,
+    test_a_volume_grows_while_it_is_used_where_the_storage_says_so,
+    test_clones_of_a_base_hold_its_data_and_go_their_own_way,
+    test_volumes_keep_their_data_apart,
+)
 
 MIB = 1 << 20
 
@@ -23,6 +35,16 @@ def vms(module_root: Path) -> Cluster:
     made = cephs.cluster()
     secrets.write(STORAGE, "rbd", {"keyring": made.keyring(cephs.USER).read_text()})
     return made
+
+
+@pytest.fixture
+def case(vms: Cluster) -> Iterator[Case]:
+    """A storage with krbd."""
+    bed = Bed(cephs.section("krbd 1", "content images,rootdir"), cephs.foreign(vms), thin=True)
+    paths.storage_config().write_text(bed.section)
+    yield Case(bed, "raw")
+    assert mapped() == []
+    paths.storage_config().unlink()
 
 
 @pytest.fixture
