@@ -169,6 +169,18 @@ def multipathd() -> Iterator[None]:
         sh("multipath -F || true; systemctl stop multipathd; rm /etc/multipath.conf")
 
 
+@contextlib.contextmanager
+def lvm_knows_no_server() -> Iterator[None]:
+    """LVM looks at what the network brings alone: here the server's own disks are there as well, with the same data."""
+    place = Path("/etc/lvm/lvmlocal.conf")
+    before = attribute(place)
+    place.write_text('devices {\n global_filter = [ "a|^/dev/mapper/|", "a|^/dev/nvme|", "r|.*|" ]\n}\n')
+    try:
+        yield
+    finally:
+        place.write_text(f"{before}\n")
+
+
 # NVMe.
 
 

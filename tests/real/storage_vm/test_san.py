@@ -205,7 +205,8 @@ def test_what_is_not_there_cannot_be_added(portals: Portals, option: str, value:
 def one_device(portals: Portals) -> Iterator[None]:
     """LVM wants a volume to be one device: of iSCSI's paths multipathd makes one, of NVMe's the kernel."""
     driver().deactivate()
-    with san_beds.multipathd() if driver().definition.type == "iscsi" else contextlib.nullcontext():
+    joining = san_beds.multipathd() if driver().definition.type == "iscsi" else contextlib.nullcontext()
+    with joining, san_beds.lvm_knows_no_server():
         yield
         driver().deactivate()
 
