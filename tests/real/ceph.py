@@ -40,6 +40,7 @@ mgr_data = {folder}/mgr.$id
 osd_data = {folder}/osd.$id
 mds_data = {folder}/mds.$id
 osd_objectstore = memstore
+osd_class_dir = {classes}
 memstore_device_bytes = {size}
 osd_pool_default_size = 1
 osd_pool_default_min_size = 1
@@ -145,7 +146,11 @@ def make(folder: Path, size: int = 1 << 30, monitor: str = MONITOR) -> Iterator[
     """A cluster with room for `size` bytes, up and answering; without pools."""
     folder.mkdir(parents=True, exist_ok=True)
     cluster = Cluster(folder, str(uuid.uuid4()))
-    cluster.config.write_text(_CONFIG.format(folder=folder, fsid=cluster.fsid, size=size, monitor=monitor))
+    # the built-in place of Debian 13's package means something in the root directory only
+    classes = next(Path("/usr/lib").glob("*/rados-classes"))
+    cluster.config.write_text(
+        _CONFIG.format(folder=folder, fsid=cluster.fsid, size=size, monitor=monitor, classes=classes)
+    )
     with contextlib.ExitStack() as stack:
         _start_monitor(cluster, stack, monitor)
         with cluster.connected():
