@@ -126,6 +126,7 @@ class Cluster:
     def add_pool(self, name: str, application: str = "rbd") -> None:
         self.ask("osd pool create", pool=name)
         self.ask("osd pool application enable", pool=name, app=application)
+        self.wait("the cluster knows how full the pool is", "df", holds=f"{name} ")
 
     def add_file_system(self, name: str) -> None:
         """A file system with pools of its own."""

@@ -96,7 +96,8 @@ class Rbd(FlatStorage):
         pool = self.data_pool or self.pool
         stats = next((row["stats"] for row in told["pools"] if row["name"] == pool), None)
         if stats is None:
-            raise PveError(f"storage '{self.id}': there is no pool '{pool}' in the cluster")
+            why = f"the cluster tells nothing of pool '{pool}': it does not exist, or is new"
+            raise PveError(f"storage '{self.id}': {why}")
         used, avail = stats.get("stored", stats["bytes_used"]), stats["max_avail"]
         return Space(used + avail, used, avail)
 

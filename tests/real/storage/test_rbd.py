@@ -145,7 +145,7 @@ def test_data_can_lie_in_another_pool(define: Callable[..., None], empty: Case, 
     assert holds(clone, 0x51)
     assert volumes.status(STORAGE)[0].active
     define("data-pool nowhere")
-    assert "there is no pool 'nowhere' in the cluster" in volumes.status(STORAGE)[0].reason
+    assert "tells nothing of pool 'nowhere': it does not exist, or is new" in volumes.status(STORAGE)[0].reason
 
 
 def test_the_cluster_of_this_host_is_used_without_monitors(case: Case, cluster: Cluster) -> None:
