@@ -117,7 +117,7 @@ class ZfsOverIscsi(ZfsStorage):
         lun = self._lun(own)
         if lun is None:  # the server has started anew without it, or something ended halfway
             with lock.storage_lock(self.id):
-                lun = self._lun(own) or self._offer(own)
+                lun = self._offer(own)
         initiator = iscsi.initiator()
         opened = {
             "driver": "iscsi", "transport": "tcp", "portal": str(self._portal), "target": self._target.name,
@@ -131,19 +131,21 @@ class ZfsOverIscsi(ZfsStorage):
     # Offering.
 
     def _offer(self, own: str) -> Lun:
+        """Offer a volume, unless that is done already."""
         device = self._server_device(own)
         try:
             self.pool.call(["sh", "-c", _WAIT, "sh", device, self.pool.of(own)])
         except RunError:
             raise PveError(f"device '{device}' of volume '{self.id}:{own}' did not appear on the server") from None
         kept = self._kept(own)
+        if kept and kept.offered:
+            return kept
         if kept:
             return self._target.offer(kept.store, kept.device)
         return self._target.offer(f"{self.pool.dataset.replace('/', '-')}-{own}", device)
 
     def shown(self, own: str) -> None:
-        if self._lun(own) is None:
-            self._offer(own)
+        self._offer(own)
 
     def hidden(self, own: str) -> None:
         if kept := self._kept(own):
