@@ -17,9 +17,10 @@ DISK = "vm-100-disk-0"
 
 
 class Server:
-    """Has these LUNs, and remembers the changes that it refuses."""
+    """Has these LUNs, or only what would become some, and remembers the changes that it refuses."""
 
-    def __init__(self, *devices: str) -> None:
+    def __init__(self, *devices: str, offered: bool = True) -> None:
+        self.offered = offered
         self.devices, self.told = devices, list[list[str]]()
 
     def __call__(self, argv: Sequence[str]) -> str:
@@ -28,7 +29,9 @@ class Server:
             raise RunError(argv, 1, "no")
         if argv[2] != lio._LIST:
             return ""
-        return "".join(f"lun_{number}\tstore{number}\t{device}\n" for number, device in enumerate(self.devices))
+        rows = [(f"lun_{number}" if self.offered else "-", f"store{number}", device)
+                for number, device in enumerate(self.devices)]  # fmt: skip
+        return "".join("\t".join(row) + "\n" for row in rows)
 
 
 @pytest.fixture
@@ -87,10 +90,19 @@ def test_the_volume_of_another_pool_is_not_hidden() -> None:
 
 @pytest.mark.usefixtures("storage")
 def test_what_the_server_keeps_is_offered_under_its_own_path() -> None:
-    server = Server("/srv/devices/tank/vm-100-disk-0")
-    assert driver(server)._offer(DISK).number == 0
-    assert server.told == [["offer", "iqn.2003-01.org.x:y", "1", "store0", "/srv/devices/tank/vm-100-disk-0"]]
+    server = Server("/srv/devices/tank/vm-100-disk-0", offered=False)
+    with pytest.raises(PveError, match="does not let go of device '/srv/devices/tank/vm-100-disk-0': no"):
+        driver(server)._offer(DISK)
+    kept = ["iqn.2003-01.org.x:y", "1", "store0", "/srv/devices/tank/vm-100-disk-0"]
+    assert server.told == [["offer", *kept], ["withdraw", *kept]]
     server = Server()
     with pytest.raises(PveError, match="does not offer device '/dev/zvol/tank/vm-100-disk-0': no"):
         driver(server)._offer(DISK)
     assert server.told[0][-2:] == ["tank-vm-100-disk-0", "/dev/zvol/tank/vm-100-disk-0"]
+
+
+@pytest.mark.usefixtures("storage")
+def test_what_is_offered_already_is_not_offered_again() -> None:
+    server = Server("/srv/devices/tank/vm-100-disk-0")
+    assert driver(server)._offer(DISK).number == 0
+    assert server.told == []
