@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from pvetools.storage import mounts
+from pvetools.storage.mounts import unescaped
 
 _FLOCK = struct.Struct("@hhqqi4x")
 # QEMU locks single bytes of the image: one a permission it holds (from 100) and one it denies to others (from 200)
@@ -45,12 +48,49 @@ def _loop_device(path: Path) -> str:
     return ""
 
 
+def _bound_folder(real: str) -> str:
+    """Where another name space, such as that of a container, shows a folder or something in it."""
+    own = [line for line in _mountinfo("self") if _is_below(real, unescaped(line[4]))]
+    if not own:
+        return ""
+    covering = max(reversed(own), key=lambda line: len(line[4]))  # of several at one place the last one is on top
+    number, point = covering[2], unescaped(covering[4])
+    inner = os.path.normpath(f"{unescaped(covering[3])}/{real[len(point) :]}").replace("//", "/")
+    for pid, lines in _other_namespaces():
+        for line in lines:
+            if line[2] == number and _is_below(unescaped(line[3]), inner):
+                return f"the mount '{unescaped(line[4])}' of process {pid}"
+    return ""
+
+
+def _is_below(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _mountinfo(pid: str) -> list[list[str]]:
+    """The first words of each mount that a process sees: device number, what of the file system, and where."""
+    text = Path(f"/proc/{pid}/mountinfo").read_text("utf-8", "surrogateescape")
+    return [words for line in text.split("\n") if len(words := line.split(" ")) >= 6]
+
+
+def _other_namespaces() -> Iterator[tuple[str, list[list[str]]]]:
+    """A process of each mount name space but our own, and what is mounted there."""
+    seen = {os.readlink("/proc/self/ns/mnt")}  # noqa: PTH115 - as below
+    for folder in Path("/proc").glob("[1-9]*"):
+        with contextlib.suppress(OSError):
+            space = os.readlink(f"{folder}/ns/mnt")  # noqa: PTH115 - there are thousands
+            if space not in seen:
+                seen.add(space)
+                yield folder.name, _mountinfo(folder.name)
+
+
 def user_of(path: Path) -> str:
     """Who uses a file or folder, in words; empty when nobody does."""
     if path.is_dir():
         real = os.path.realpath(path)
         point = next((point for point in mount_points() if point == real or point.startswith(real + "/")), "")
-        return f"the mount '{point}'" if point else ""
+        return f"the mount '{point}'" if point else _bound_folder(real)
     if _locked_by_qemu(path):
         return "a running QEMU"
     device = _loop_device(path)
