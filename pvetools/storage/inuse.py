@@ -49,17 +49,17 @@ def _loop_device(path: Path) -> str:
 
 
 def _bound_folder(real: str) -> str:
-    """Where another name space, such as that of a container, shows a folder or something in it."""
+    """Where a folder or something in it is shown again, in any name space, such as that of a container."""
     own = [line for line in _mountinfo("self") if _is_below(real, unescaped(line[4]))]
     if not own:
         return ""
     covering = max(reversed(own), key=lambda line: len(line[4]))  # of several at one place the last one is on top
     number, point = covering[2], unescaped(covering[4])
     inner = os.path.normpath(f"{unescaped(covering[3])}/{real[len(point) :]}").replace("//", "/")
-    for pid, lines in _other_namespaces():
+    for pid, lines in _namespaces():
         for line in lines:
             if line[2] == number and _is_below(unescaped(line[3]), inner):
-                return f"the mount '{unescaped(line[4])}' of process {pid}"
+                return f"the mount '{unescaped(line[4])}'" + ("" if pid == "self" else f" of process {pid}")
     return ""
 
 
@@ -74,15 +74,15 @@ def _mountinfo(pid: str) -> list[list[str]]:
     return [words for line in text.split("\n") if len(words := line.split(" ")) >= 6]
 
 
-def _other_namespaces() -> Iterator[tuple[str, list[list[str]]]]:
-    """A process of each mount name space but our own, and what is mounted there."""
-    seen = {os.readlink("/proc/self/ns/mnt")}  # noqa: PTH115 - as below
-    for folder in Path("/proc").glob("[1-9]*"):
+def _namespaces() -> Iterator[tuple[str, list[list[str]]]]:
+    """A process of each mount name space, ourselves first, and what is mounted there."""
+    seen = set[str]()
+    for pid in ("self", *(folder.name for folder in Path("/proc").glob("[1-9]*"))):
         with contextlib.suppress(OSError):
-            space = os.readlink(f"{folder}/ns/mnt")  # noqa: PTH115 - there are thousands
+            space = os.readlink(f"/proc/{pid}/ns/mnt")  # noqa: PTH115 - there are thousands
             if space not in seen:
                 seen.add(space)
-                yield folder.name, _mountinfo(folder.name)
+                yield pid, _mountinfo(pid)
 
 
 def user_of(path: Path) -> str:

@@ -147,6 +147,35 @@ def test_a_folder_with_something_mounted_inside_is_not_removed(root: Root) -> No
     assert not volumes.exists(volid)
 
 
+def test_a_folder_that_is_shown_elsewhere_is_not_removed(root: Root) -> None:
+    volid = volumes.alloc("local", 101, 0, format="subvol", content="rootdir")
+    folder, place = volumes.path(volid), root / "elsewhere"
+    (folder / "data").write_text("precious")
+    with mounted(str(folder), place, "none", "bind"), pytest.raises(Refused, match=f"in use by the mount '{place}'"):
+        volumes.free(volid)
+    with (
+        in_a_name_space_of_its_own(folder, place) as pid,
+        pytest.raises(Refused, match=f"is in use by the mount '{place}' of process {pid}"),
+    ):
+        volumes.free(volid)
+    assert (folder / "data").read_text() == "precious"
+    volumes.free(volid)
+
+
+@contextlib.contextmanager
+def in_a_name_space_of_its_own(folder: Path, place: Path) -> Iterator[int]:
+    """A process that sees a folder at another place, as containers do."""
+    script = 'mount --bind "$0" "$1" && echo there && exec sleep 60'
+    words = ["unshare", "--mount", "sh", "-c", script, str(folder), str(place)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "there\n"
+            yield process.pid
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("form", ["raw", "qcow2"])
 def test_a_killed_allocation_leaves_no_volume_unseen(root: Root, form: str) -> None:
     images = root / "var/lib/vz/images"
