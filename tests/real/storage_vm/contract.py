@@ -122,8 +122,9 @@ def holds(volid: str, byte: int, place: int = 0, length: int = BLOCK) -> bool:
 
 
 def qemu_io(found: driver.Source, command: str) -> str:
+    how = ["-r"] if command.startswith("read") else []  # SMB servers open no base for writing
     done = subprocess.run(
-        ["qemu-io", *found.options, "-f", found.format, "-c", command, found.image],
+        ["qemu-io", *how, *found.options, "-f", found.format, "-c", command, found.image],
         capture_output=True,
         text=True,
         timeout=60,
