@@ -20,6 +20,11 @@ PATIENCE = 400.0
 WHERE = {"cwd": payload.CHECKOUT, "environment": {"PYTHONPATH": payload.CHECKOUT}, "timeout": PATIENCE}
 # the roots of all storages lie on a disk of their own, which has its power cut as well
 ROOTS = "/dev/disk/by-id/virtio-data5 /srv/power"
+# a saved state has seen empty disks: it knows neither the partitions of ZFS nor what udev has to say
+REMEMBER = (
+    "for disk in /dev/disk/by-id/virtio-data?; do blockdev --rereadpt $disk; done\n"
+    "udevadm trigger --settle --sysname-match='vd*'"
+)
 RELEASE = "umount /mnt/dir /mnt/btrfs; vgchange -an; zpool export -a; wipefs -qaf /dev/disk/by-id/virtio-data5"
 
 
@@ -59,7 +64,7 @@ def switch_on(machine: Machine, operation: str) -> None:
         machine.boot()
     else:
         machine.start()
-        machine.run("udevadm trigger --settle --sysname-match='vd*'", timeout=200)  # it remembers empty disks
+        machine.run(REMEMBER, timeout=200)
     machine.run(f"set -e; set {ROOTS}; mkdir -p $2; mount $1 $2")
 
 
