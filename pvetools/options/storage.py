@@ -178,10 +178,10 @@ class StorageType(NamedTuple):
     default_content: frozenset[str]
     formats: frozenset[str]
     default_format: str
-    chained_format: str
     sensitive: frozenset[str]
     select_existing: bool
     refused: frozenset[str] = frozenset()
+    chained_format: str = "raw"
 
 
 def _type(
@@ -218,10 +218,10 @@ def _type(
         default_content=frozenset(default.split()),
         formats=frozenset(formats.split()),
         default_format="raw",
-        chained_format=chained,
         sensitive=frozenset(sensitive.split()),
         select_existing=select_existing,
         refused=frozenset(refused.split()),
+        chained_format=chained,
     )
 
 
