@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pvetools.storage.mounts import unescaped
+from pvetools.storage import mounts
 from pvetools.system import run
 from pvetools.system.errors import NotFound, PveError
 from pvetools.system.units import MIB
@@ -118,29 +118,13 @@ def _numbers(path: Path) -> frozenset[str]:
 
 def _mounted(path: Path, numbers: frozenset[str]) -> str:
     """A mount of this process or, such as those of containers, of another one."""
-    real, seen = os.path.realpath(path), set()
-    for pid in ("self", *(folder.name for folder in Path("/proc").glob("[1-9]*"))):
-        with contextlib.suppress(OSError):
-            space = os.readlink(f"/proc/{pid}/ns/mnt")  # noqa: PTH115 - there are thousands
-            if space not in seen:
-                seen.add(space)
-                # only this ends a line: whoever mounts may have put all other white space into his words
-                for line in Path(f"/proc/{pid}/mountinfo").read_text("utf-8", "surrogateescape").split("\n"):
-                    if point := _mount_of(line, real, numbers):
-                        return f"the mount '{point}'" + ("" if pid == "self" else f" of process {pid}")
-    return ""
-
-
-def _mount_of(line: str, real: str, numbers: frozenset[str]) -> str:
-    """Where a line of mountinfo mounts the device; empty for other devices."""
-    before, _, after = line.partition(" - ")
-    words, more = before.split(" "), after.split(" ")
-    if len(words) < 5 or len(more) < 2:
-        return ""
-    source = unescaped(more[1])
-    # file systems on more than one device show a number of their own
-    if words[2] in numbers or (source.startswith("/dev/") and os.path.realpath(source) == real):
-        return unescaped(words[4])
+    real = os.path.realpath(path)
+    for pid, there in mounts.everywhere():
+        for mount in there:
+            # file systems on more than one device show a number of their own
+            by_name = mount.source.startswith("/dev/") and os.path.realpath(mount.source) == real
+            if by_name or mount.device in numbers:
+                return f"the mount '{mount.point}'" + ("" if pid == "self" else f" of process {pid}")
     return ""
 
 
@@ -156,7 +140,7 @@ def _held(_path: Path, numbers: frozenset[str]) -> str:
 def _swap(path: Path, numbers: frozenset[str]) -> str:
     for line in Path("/proc/swaps").read_text("utf-8", "surrogateescape").split("\n")[1:]:
         with contextlib.suppress(OSError):
-            found = Path(unescaped(line.partition(" ")[0].partition("\t")[0])).stat()
+            found = Path(mounts.unescaped(line.partition(" ")[0].partition("\t")[0])).stat()
             if stat.S_ISBLK(found.st_mode) and _number(found) in numbers:
                 return "the host as swap space"
     return ""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 from pvetools.storage import mounts
-from pvetools.storage.mounts import unescaped
 
 _FLOCK = struct.Struct("@hhqqi4x")
 # QEMU locks single bytes of the image: one a permission it holds (from 100) and one it denies to others (from 200)
@@ -49,40 +46,22 @@ def _loop_device(path: Path) -> str:
 
 
 def _bound_folder(real: str) -> str:
-    """Where a folder or something in it is shown again, in any name space, such as that of a container."""
-    own = [line for line in _mountinfo("self") if _is_below(real, unescaped(line[4]))]
+    """Where a folder or something in it is shown again, in any namespace, such as that of a container."""
+    own = [mount for mount in mounts.every() if _is_below(real, mount.point)]
     if not own:
         return ""
-    covering = max(reversed(own), key=lambda line: len(line[4]))  # of several at one place the last one is on top
-    number, point = covering[2], unescaped(covering[4])
-    inner = os.path.normpath(f"{unescaped(covering[3])}/{real[len(point) :]}").replace("//", "/")
-    for pid, lines in _namespaces():
-        for line in lines:
-            if line[2] == number and _is_below(unescaped(line[3]), inner):
-                return f"the mount '{unescaped(line[4])}'" + ("" if pid == "self" else f" of process {pid}")
+    covering = max(reversed(own), key=lambda mount: len(mount.point))  # of several at one place the last one is on top
+    inner = os.path.normpath(f"{covering.root}/{real[len(covering.point) :]}").replace("//", "/")
+    for pid, there in mounts.everywhere():
+        for mount in there:
+            if mount.device == covering.device and _is_below(mount.root, inner):
+                return f"the mount '{mount.point}'" + ("" if pid == "self" else f" of process {pid}")
     return ""
 
 
 def _is_below(path: str, folder: str) -> bool:
     """Whether a path is a folder or lies in it."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
-
-
-def _mountinfo(pid: str) -> list[list[str]]:
-    """The first words of each mount that a process sees: device number, what of the file system, and where."""
-    text = Path(f"/proc/{pid}/mountinfo").read_text("utf-8", "surrogateescape")
-    return [words for line in text.split("\n") if len(words := line.split(" ")) >= 6]
-
-
-def _namespaces() -> Iterator[tuple[str, list[list[str]]]]:
-    """A process of each mount name space, ourselves first, and what is mounted there."""
-    seen = set[str]()
-    for pid in ("self", *(folder.name for folder in Path("/proc").glob("[1-9]*"))):
-        with contextlib.suppress(OSError):
-            space = os.readlink(f"/proc/{pid}/ns/mnt")  # noqa: PTH115 - there are thousands
-            if space not in seen:
-                seen.add(space)
-                yield pid, _mountinfo(pid)
 
 
 def user_of(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +19,17 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
-    """One mount as the kernel shows it: where, what of (a server's folder, a device), and the file system's type."""
+    """One mount as the kernel shows it: where, what of (a server's folder, a device), and the file system's type.
+
+    ``device`` is the number of the file system, ``root`` what of it is shown there.
+    """
 
     point: str
     source: str
     kind: str
     options: str = ""
+    device: str = ""
+    root: str = ""
 
 
 class Wanted(NamedTuple):
@@ -74,13 +79,26 @@ def parse(text: str) -> list[Mount]:
         before, separator, after = line.partition(" - ")
         words, more = before.split(" "), after.split(" ")
         if separator and len(words) >= 6 and len(more) >= 2:
-            found.append(Mount(unescaped(words[4]), unescaped(more[1]), more[0], more[2] if len(more) > 2 else ""))
+            options = more[2] if len(more) > 2 else ""
+            place, root = unescaped(words[4]), unescaped(words[3])
+            found.append(Mount(place, unescaped(more[1]), more[0], options, words[2], root))
     return found
 
 
-def every() -> list[Mount]:
-    """All mounts that this process sees."""
-    return parse(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
+def every(pid: str = "self") -> list[Mount]:
+    """All mounts that a process sees."""
+    return parse(Path(f"/proc/{pid}/mountinfo").read_text("utf-8", "surrogateescape"))
+
+
+def everywhere() -> Iterator[tuple[str, list[Mount]]]:
+    """A process of each mount namespace, ourselves first, and what it sees; a container has mounts of its own."""
+    seen = set[str]()
+    for pid in ("self", *(folder.name for folder in Path("/proc").glob("[1-9]*"))):
+        with contextlib.suppress(OSError):  # it ends meanwhile
+            space = os.readlink(f"/proc/{pid}/ns/mnt")  # noqa: PTH115 - there are thousands
+            if space not in seen:
+                seen.add(space)
+                yield pid, every(pid)
 
 
 def at(point: Path) -> Mount | None:

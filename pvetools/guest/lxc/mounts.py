@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from pvetools.guest.lxc import namespace
 from pvetools.guest.lxc.idmap import IdMap
 from pvetools.guest.lxc.tree import GuestTree
 from pvetools.options.lxc import LxcOptions, MountPoint, PassedDevice, Rootfs
-from pvetools.storage import blockdev, inuse
+from pvetools.storage import blockdev, inuse, mounts
 from pvetools.system import paths, run
 from pvetools.system.errors import NotFound, PveError, Refused, RunError
 
@@ -88,13 +87,8 @@ def staging(vmid: int, key: str) -> Path:
 def attached(vmid: int) -> list[str]:
     """Mount points of a container that everyone on the host sees, the last one made first."""
     home = os.path.realpath(paths.lxc_dir() / str(vmid))
-    lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
-    points = [_unescaped(line.split(" ")[4]) for line in lines]
+    points = [mount.point for mount in mounts.every()]
     return [point for point in reversed(points) if point.startswith(f"{home}/")]
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def check_detached(vmid: int) -> None:

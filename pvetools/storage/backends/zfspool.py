@@ -134,7 +134,7 @@ class ZfsPool(ZfsStorage):
         if row.type == zfs.VOLUME:
             return blockdev.user_of(self.device(row.name))
         dataset, place = self.pool.of(row.name), str(self.device(row.name))
-        for mount in _mounts_everywhere():
+        for mount in (mount for _, there in mounts.everywhere() for mount in there):
             inside = mount.point.startswith(f"{place}/")
             if inside or (mount.source == dataset and mount.kind == "zfs" and mount.point != place):
                 return f"the mount '{mount.point}'"
@@ -269,14 +269,3 @@ def _forget_cached(device: Path) -> None:
             fcntl.ioctl(fd, _FLUSH_REQUEST, 0)
         finally:
             os.close(fd)
-
-
-def _mounts_everywhere() -> Iterator[mounts.Mount]:
-    """The mounts of all mount namespaces: those of containers are not seen from here."""
-    seen: set[str] = set()
-    for process in Path("/proc").glob("[1-9]*"):
-        with contextlib.suppress(OSError):  # it ends meanwhile
-            space = (process / "ns/mnt").readlink().name
-            if space not in seen:
-                yield from mounts.parse((process / "mountinfo").read_text("utf-8", "surrogateescape"))
-                seen.add(space)

@@ -27,25 +27,27 @@ def escaped(text: str) -> str:
 
 def test_the_kernels_table_is_read() -> None:
     assert mounts.parse(TABLE) == [
-        Mount("/", "/dev/vda", "ext4", "rw"),
-        Mount("/proc", "proc", "proc", "rw"),
-        Mount("/mnt/pve/one", "10.0.0.1:/srv/a b", "nfs4", "rw,vers=4.2,addr=10.0.0.1"),
-        Mount("/mnt/pve/tab\tand\\", "//srv/share/sub", "cifs", "rw,vers=3.1.1"),
-        Mount("/mnt/pve/six", "[fd00::1]:/", "nfs", "rw"),
-        Mount("/mnt/pve/one", "none", "tmpfs", "rw"),
+        Mount("/", "/dev/vda", "ext4", "rw", "254:0", "/"),
+        Mount("/proc", "proc", "proc", "rw", "0:5", "/"),
+        Mount("/mnt/pve/one", "10.0.0.1:/srv/a b", "nfs4", "rw,vers=4.2,addr=10.0.0.1", "0:44", "/"),
+        Mount("/mnt/pve/tab\tand\\", "//srv/share/sub", "cifs", "rw,vers=3.1.1", "0:45", "/"),
+        Mount("/mnt/pve/six", "[fd00::1]:/", "nfs", "rw", "0:46", "/"),
+        Mount("/mnt/pve/one", "none", "tmpfs", "rw", "0:47", "/"),
     ]
 
 
 words = st.text(st.characters(min_codepoint=1, max_codepoint=0x2FFF, exclude_categories=["Cs"]), min_size=1)
 plain = st.text("abcdefghijklmnopqrstuvwxyz0123456789._=,", min_size=1)
-mount = st.builds(Mount, words.map(lambda word: f"/{word}"), words, plain, plain)
+places = words.map(lambda word: f"/{word}")
+numbers = st.builds(lambda major, minor: f"{major}:{minor}", st.integers(0, 4095), st.integers(0, 1 << 20))
+mount = st.builds(Mount, places, words, plain, plain, numbers, places)
 
 
 @given(st.lists(st.tuples(mount, st.lists(plain))))
 def test_whatever_is_mounted_comes_back_as_it_is(rows: list[tuple[Mount, list[str]]]) -> None:
     text = "".join(
-        f"1 2 0:3 / {escaped(found.point)} rw {''.join(f'{tag} ' for tag in tags)}- {found.kind} "
-        f"{escaped(found.source)} {found.options}\n"
+        f"1 2 {found.device} {escaped(found.root)} {escaped(found.point)} rw "
+        f"{''.join(f'{tag} ' for tag in tags)}- {found.kind} {escaped(found.source)} {found.options}\n"
         for found, tags in rows
     )
     assert mounts.parse(text) == [found for found, _ in rows]
