@@ -182,6 +182,82 @@ def status(p: NodeStorageParams) -> dict[str, Any]:
     return _row(volumes.status(p.storage)[0])
 
 
+# History.
+
+
+class HistoryParams(NodeStorageParams):
+    """Parameters of ``GET /nodes/{node}/storage/{storage}/rrddata``."""
+
+    timeframe: str = field(choice("hour", "day", "week", "month", "year"), "Time that is looked at.", required=True)
+    cf: str | None = field(choice("AVERAGE", "MAX"), "How samples are consolidated.")
+
+
+class GraphParams(HistoryParams):
+    """Parameters of ``GET /nodes/{node}/storage/{storage}/rrd``."""
+
+    ds: list[str] = field(listing(formats.config_id), "Figures to draw, separated by commas.", required=True)
+
+
+@method("GET", "/nodes/{node}/storage/{storage}/rrddata", HistoryParams, permission=_AUDIT,
+        returns={"type": "array", "items": {"type": "object", "properties": {}}})  # fmt: skip
+def history(p: HistoryParams) -> list[dict[str, Any]]:
+    """Show how full a storage was: one sample, of now, as long as nothing on the host records older ones."""
+    import time
+
+    from pvetools.storage import volumes
+
+    space = volumes.status(p.storage)[0].space
+    return [{"time": int(time.time()), "total": space.total, "used": space.used}] if space else []
+
+
+@method("GET", "/nodes/{node}/storage/{storage}/rrd", GraphParams, permission=_AUDIT,
+        returns={"type": "object", "properties": {"filename": {"type": "string"}}})  # fmt: skip
+def graph(p: GraphParams) -> dict[str, str]:
+    """Draw how full a storage was; refused, since there are no graphs yet."""
+    from pvetools.system.errors import Refused
+
+    _defined(p.storage)
+    raise Refused(f"storage '{p.storage}': graphs are not drawn, its figures are at 'rrddata'")
+
+
+# Single files of archives.
+
+
+class FilesParams(NodeStorageParams):
+    """Parameters of ``GET /nodes/{node}/storage/{storage}/file-restore/list``."""
+
+    volume: str = field(string(), "Archive, or its name on the storage.", required=True)
+    filepath: str = field(string(), "Path in the archive, or ``/``, encoded as base64.", required=True)
+
+
+class FileParams(FilesParams):
+    """Parameters of ``GET /nodes/{node}/storage/{storage}/file-restore/download``."""
+
+    tar: bool = field(boolean, "Download directories as a tar archive instead of a zip file.", default=False)
+
+
+def _only_of_backup_servers(storage: str) -> Exception:
+    from pvetools.system.errors import Refused
+
+    kind = _defined(storage)["type"]
+    if kind == "pbs":
+        return Refused(f"storage '{storage}': storages of type 'pbs' are not served yet")
+    return Refused(f"storage '{storage}' is of type '{kind}', single files are restored from type 'pbs' only")
+
+
+@method("GET", "/nodes/{node}/storage/{storage}/file-restore/list", FilesParams, permission=("user",),
+        returns={"type": "array", "items": {"type": "object"}})  # fmt: skip
+def list_files(p: FilesParams) -> list[dict[str, Any]]:
+    """List the files of an archive; refused, as only archives on a Proxmox Backup Server allow it."""
+    raise _only_of_backup_servers(p.storage)
+
+
+@method("GET", "/nodes/{node}/storage/{storage}/file-restore/download", FileParams, permission=("user",))
+def download_file(p: FileParams) -> None:
+    """Get files of an archive; refused, as only archives on a Proxmox Backup Server allow it."""
+    raise _only_of_backup_servers(p.storage)
+
+
 # Volumes.
 
 
