@@ -250,11 +250,13 @@ class GroupStorage(FlatStorage):
 
     def unsettled(self, found: Sequence[Logical]) -> bool:
         """Whether there is something to settle."""
-        return any(self.is_remnant(row, _COMING) or self._has_come(row) for row in found)
+        return any(self.is_remnant(row, _COMING) or self._stale(row) for row in found)
 
-    def _has_come(self, found: Logical) -> bool:
-        """Whether something has taken a volume's place, but still says that it is about to."""
-        return _COMING[1] + paths.node() in found.tags and not found.name.startswith((_COMING[0], _DOOMED[0]))
+    def _stale(self, found: Logical) -> list[str]:
+        """Tags of a change on this node that was interrupted before it took place, or after: the name is a volume's."""
+        if found.name.startswith((_COMING[0], _DOOMED[0])):
+            return []
+        return [tag for _, mark in (_DOOMED, _COMING) if (tag := mark + paths.node()) in found.tags]
 
     def settle(self) -> None:
         """Finish what was to take a volume's place when a command was interrupted; drop it if the volume is there.
@@ -264,9 +266,9 @@ class GroupStorage(FlatStorage):
         found = {row.name: row for row in self.rows()}
         for row in found.values():
             own = row.name.removeprefix(_COMING[0])
-            if self._has_come(row):
-                self.lvm("lvchange", "--deltag", _COMING[1] + paths.node(), own)
-            elif not self.is_remnant(row, _COMING):
+            for tag in self._stale(row):
+                self.lvm("lvchange", "--deltag", tag, own)
+            if not self.is_remnant(row, _COMING):
                 continue
             elif own in found:
                 log.emit(f"storage '{self.id}': a change of '{own}' was interrupted before it took place")
@@ -417,7 +419,7 @@ class GroupStorage(FlatStorage):
 
     def coming(self, found: Logical) -> list[str]:
         """Words for lvcreate: name and tags of what will take the place of a volume."""
-        tags = sorted({_COMING[1] + paths.node(), *found.tags})
+        tags = sorted({_COMING[1] + paths.node(), *found.tags} - {_DOOMED[1] + paths.node()})
         return ["-n", _COMING[0] + found.name, *(word for tag in tags for word in ("--addtag", tag))]
 
     def take_place(self, own: str) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.options.storage import TYPES
 from pvetools.storage import volumechains, volumes
 from pvetools.storage.backends.lvm import VolumeGroup
 from pvetools.system import log, paths, run
@@ -25,9 +24,8 @@ VOLID = f"{STORAGE}:{OWN}"
 
 
 @pytest.fixture
-def chains(define: Define, monkeypatch: pytest.MonkeyPatch) -> Define:  # noqa: F811
-    """Define the storage with chains, which are not served yet, and perhaps more options."""
-    monkeypatch.setitem(TYPES, "lvm", TYPES["lvm"]._replace(refused=frozenset()))
+def chains(define: Define) -> Define:  # noqa: F811
+    """Define the storage with chains, and perhaps more options."""
 
     def with_more(**options: object) -> None:
         define(snapshot__as__volume__chain=1, **options)
@@ -216,6 +214,7 @@ def test_a_rollback_brings_the_size_back(chains: Define) -> None:
     assert volumes.info(VOLID).size == SIZE
 
 
+@pytest.mark.timeout(900)
 def test_a_snapshot_for_which_there_is_no_room_harms_nothing(chains: Define) -> None:
     new(1 << 30)
     put(VOLID, 1)
@@ -224,7 +223,7 @@ def test_a_snapshot_for_which_there_is_no_room_harms_nothing(chains: Define) -> 
         try:
             volumes.snapshot(VOLID, f"number{number}")
         except PveError as error:
-            assert f"storage '{STORAGE}' is full: no space for a volume of 1 GiB" in str(error)
+            assert f"storage '{STORAGE}' is full: no space for a volume of 1.00 GiB" in str(error)
             break
     assert kept() == [f"number{number}" for number in range(len(kept()))]
     assert len(names()) == len(kept()) + 1
@@ -325,6 +324,7 @@ def settled(*wanted: str) -> None:
     assert {field(f"vgdata/{own}", "lv_tags") for own in wanted} == {"pve-vm-100"}
 
 
+@pytest.mark.timeout(900)
 def test_an_interrupted_snapshot_is_one_or_none(chains: Define) -> None:
     new()
     put(VOLID, 1)
@@ -336,6 +336,7 @@ def test_an_interrupted_snapshot_is_one_or_none(chains: Define) -> None:
     assert holds(VOLID, 1)
 
 
+@pytest.mark.timeout(900)
 def test_an_interrupted_rollback_took_place_or_not(chains: Define) -> None:
     new()
     put(VOLID, 1)
@@ -349,6 +350,7 @@ def test_an_interrupted_rollback_took_place_or_not(chains: Define) -> None:
         settled(layer("one"), OWN)
 
 
+@pytest.mark.timeout(900)
 def test_an_interrupted_removal_of_a_snapshot_in_the_middle_can_be_done_again(chains: Define) -> None:
     new()
     put(VOLID, 1)
@@ -371,6 +373,7 @@ def test_an_interrupted_removal_of_a_snapshot_in_the_middle_can_be_done_again(ch
     assert holds(VOLID, 1)
 
 
+@pytest.mark.timeout(900)
 def test_an_interrupted_removal_of_the_oldest_snapshot_can_be_done_again(chains: Define) -> None:
     new()
     put(VOLID, 1)
