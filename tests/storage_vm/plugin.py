@@ -19,7 +19,7 @@ from tests.storage_vm.machine import Dead, Machine, Request
 
 MARK = "PVETOOLS_STORAGE_VM"
 HERE = Path(__file__).resolve().parents[1] / "real/storage_vm"
-PATIENCE = 420.0  # a little longer than the time-out that pytest applies inside
+TIMEOUT = 300  # that pytest applies inside, where a test wants no other
 ASSETS = "guest_assets"  # the fixture of tests that need what guests are made of
 COMMAND = (
     "python3", "-m", "pytest", "-q", "-p", "tests.storage_vm.inside", "--tb=short",
@@ -65,7 +65,7 @@ class Bed:
         if any(ASSETS in getattr(item, "fixturenames", ()) for item in items):
             machine.carry_assets()
         files = sorted({item.nodeid.split("::")[0] for item in items})
-        options = ["--timeout", "300"] if self.config.pluginmanager.hasplugin("timeout") else []
+        options = ["--timeout", str(TIMEOUT)] if self.config.pluginmanager.hasplugin("timeout") else []
         self.request = machine.begin(
             [*COMMAND, *options, *files],
             stdin="\n".join(item.nodeid for item in items),
@@ -85,7 +85,8 @@ class Bed:
         """The reports of one item, waiting until its teardown is over."""
         assert self.request
         while not _over(found := self.waiting.setdefault(item.nodeid, [])):
-            message = next(self.request.messages(PATIENCE))
+            mark = item.get_closest_marker("timeout")
+            message = next(self.request.messages(120.0 + (mark.args[0] if mark else TIMEOUT)))
             if "line" not in message:
                 self.request = None
                 said = f"{message['stdout'][-6000:]}\n{message['stderr'][-3000:]}"
@@ -104,7 +105,8 @@ def _over(reports: list[pytest.TestReport]) -> bool:
 
 
 def _inside(item: pytest.Item) -> bool:
-    return HERE in item.path.parents and "machine" not in getattr(item, "fixturenames", ())
+    outside = item.get_closest_marker("skip") or "machine" in getattr(item, "fixturenames", ())
+    return HERE in item.path.parents and not outside
 
 
 BED = pytest.StashKey[Bed]()
@@ -128,8 +130,11 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = build.unsupported()
     for item in items:
-        if HERE in item.path.parents:  # the sandbox is not what they need
+        if HERE in item.path.parents and reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+        elif HERE in item.path.parents:  # the sandbox is not what they need
             item.own_markers[:] = [mark for mark in item.own_markers if "sandbox" not in str(mark.kwargs.get("reason"))]
     items.sort(key=lambda item: not _inside(item))
 
