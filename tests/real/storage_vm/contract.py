@@ -162,6 +162,7 @@ def test_a_freed_name_is_used_again_for_the_next_volume(empty: Case) -> None:
     assert empty.alloc() == first != second
 
 
+@pytest.mark.core
 def test_a_new_volume_is_listed_with_size_owner_and_format(empty: Case) -> None:
     volid = empty.alloc(123)
     assert [*empty.listed()] == [volid]
@@ -253,6 +254,7 @@ def test_more_than_there_is_is_refused_and_leaves_nothing(empty: Case) -> None:
     assert not empty.listed()
 
 
+@pytest.mark.core
 def test_a_freed_volume_is_gone(empty: Case) -> None:
     volid, other = empty.alloc(), empty.alloc()
     put(other, 0x55)
@@ -373,6 +375,7 @@ def test_a_volume_grows_while_it_is_used_where_the_storage_says_so(empty: Case) 
 # Snapshots.
 
 
+@pytest.mark.core
 def test_a_snapshot_keeps_what_a_volume_held(empty: Case) -> None:
     empty.need("snapshot")
     volid = empty.alloc()
@@ -595,6 +598,7 @@ def made_from(place: Path, volid: str, form: str, state: State = transfer.NOW) -
         return transfer.import_(volid.replace("100", "200"), form, file.fileno(), state)
 
 
+@pytest.mark.core
 def test_a_volume_gets_out_as_a_stream_and_in_again(empty: Case, tmp_path: Path) -> None:
     volid = empty.alloc()
     put(volid, 0x11)

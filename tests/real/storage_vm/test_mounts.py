@@ -323,6 +323,7 @@ def test_a_new_password_has_to_be_right(shared: Path) -> None:
         sh(f"printf '%s\\n%s\\n' '{SMB_PASSWORD}' '{SMB_PASSWORD}' | smbpasswd -s {SMB_USER}")
 
 
+@pytest.mark.core
 def test_nobody_sees_the_password(shared: Path, cli: Callable[..., str]) -> None:
     """Neither on a command line nor in an environment while it mounts, nor in tables, logs and messages afterwards."""
     seen: set[bytes] = set()

@@ -50,6 +50,7 @@ def forget() -> None:
 # Coming and going.
 
 
+@pytest.mark.core
 def test_all_portals_of_a_target_are_connected_and_left_again(portals: Portals) -> None:
     driver().deactivate()
     assert portals.connected() == []

@@ -22,6 +22,7 @@ def root(module_root: Path) -> Path:
     return module_root
 
 
+@pytest.mark.core
 def test_exports_of_an_nfs_server(cli: Cli) -> None:
     with beds.nfs_server() as place:
         sh("mkdir -p /srv/other; exportfs -i -o ro 10.1.0.0/16:/srv/other 10.2.0.0/16:/srv/other")
