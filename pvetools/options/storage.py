@@ -180,7 +180,6 @@ class StorageType(NamedTuple):
     default_format: str
     sensitive: frozenset[str]
     select_existing: bool
-    refused: frozenset[str] = frozenset()
     chained_format: str = "raw"
 
 
@@ -195,7 +194,6 @@ def _type(
     chained: str = "raw",
     sensitive: str = "",
     select_existing: bool = False,
-    refused: str = "",
 ) -> StorageType:
     """One row of ``TYPES``; names are separated by blanks.
 
@@ -208,7 +206,6 @@ def _type(
         chained: the default of storages with ``snapshot-as-volume-chain``.
         sensitive: options that are kept in files of their own instead of ``storage.cfg``.
         select_existing: volumes are chosen from what is there, none can be allocated.
-        refused: options that are known but not served: no storage can be used with one of them.
     """
     return StorageType(
         options=frozenset(f"content disable nodes {required} {optional}".split()),
@@ -220,7 +217,6 @@ def _type(
         default_format="raw",
         sensitive=frozenset(sensitive.split()),
         select_existing=select_existing,
-        refused=frozenset(refused.split()),
         chained_format=chained,
     )
 
@@ -296,7 +292,6 @@ TYPES = {
         fixed="base vgname",
         formats="qcow2 raw",
         chained="qcow2",
-        refused="snapshot-as-volume-chain",
     ),
     "lvmthin": _type(
         content="images rootdir",

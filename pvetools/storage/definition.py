@@ -59,15 +59,6 @@ class Definition:
         """Whether it exists on a node."""
         return not self.options.nodes or node in self.options.nodes
 
-    def require_served(self) -> None:
-        """Refuse options that storages of its type have elsewhere, but not here; they may stand in the file.
-
-        Raises:
-            Refused: with the first of them.
-        """
-        for key in sorted(_refused(self.kind, self.options)):
-            raise Refused(f"storage '{self.id}': {_not_served(key, self.type)}")
-
     @property
     def default_format(self) -> str:
         """Image format when nobody asks for one."""
@@ -88,15 +79,6 @@ def _kind(type_: str) -> StorageType:
     if kind is None:
         raise Refused(f"unsupported type '{type_}'")
     return kind
-
-
-def _refused(kind: StorageType, options: StorageOptions) -> set[str]:
-    """Options that are switched on, but not served."""
-    return {key for key, text in options.texts().items() if key in kind.refused and text != "0"}
-
-
-def _not_served(option: str, type_: str) -> str:
-    return f"option '{option}' is not served for type '{type_}'"
 
 
 def _local() -> Definition:
@@ -171,7 +153,6 @@ def check(name: str, type_: str, raw: Mapping[str, str]) -> StorageOptions:
         raise ParamErrors(errors)
     kind = _kind(type_)
     errors |= {key: f"unexpected property for storage type '{type_}'" for key in raw if key not in kind.options}
-    errors |= {key: _not_served(key, type_) for key in _refused(kind, options)}
     errors |= {key: "property is missing and it is not optional" for key in kind.required if key not in raw}
     for content in options.content or ():
         if content not in kind.content:

@@ -50,10 +50,6 @@ class VolumeGroup(ChainStorage):
         if definition.options.snapshot_as_volume_chain:
             self.info = _WITH_CHAINS
 
-    def activate(self) -> None:
-        self.definition.require_served()
-        super().activate()
-
     def mine(self, found: Logical) -> bool:
         tagged = not self.definition.options.tagged_only or any(_TAG.fullmatch(tag) for tag in found.tags)
         # without chains, a qcow2 image on a volume is not what a guest would see as its disk

@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pvetools.storage import mounts, secrets, servers
@@ -72,6 +72,13 @@ def lvm() -> Iterator[Bed]:
         yield Bed(f"lvm: {STORAGE}\n\tvgname vgdata\n", foreign)
     finally:
         sh("vgremove -qfy vgdata")
+
+
+@contextlib.contextmanager
+def lvmchain() -> Iterator[Bed]:
+    """The same group, with snapshots as chains of qcow2 images on logical volumes."""
+    with lvm() as plain:
+        yield replace(plain, section=f"{plain.section}\tsnapshot-as-volume-chain 1\n")
 
 
 @contextlib.contextmanager
@@ -286,6 +293,7 @@ BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
     "cifs": cifs,
     "dir": directory,
     "lvm": lvm,
+    "lvmchain": lvmchain,
     "lvmthin": lvmthin,
     "nfs3": lambda: _nfs("3"),
     "nfs4": lambda: _nfs("4.2"),
@@ -296,6 +304,6 @@ BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
 # What the contract is tried with: a bed and an image format. Directories, btrfs and Ceph have their turn on the host,
 # which is faster; what more than one case would prove of the same code is in one of them only.
 CASES = [
-    ("cifs", "qcow2"), ("lvm", "raw"), ("lvmthin", "raw"), ("nfs3", "qcow2"), ("nfs4", "raw"), ("nfs4", "subvol"),
-    ("zfs", "raw"), ("zfspool", "raw"), ("zfspool", "subvol"),
+    ("cifs", "qcow2"), ("lvm", "raw"), ("lvmchain", "qcow2"), ("lvmthin", "raw"), ("nfs3", "qcow2"), ("nfs4", "raw"),
+    ("nfs4", "subvol"), ("zfs", "raw"), ("zfspool", "raw"), ("zfspool", "subvol"),
 ]  # fmt: skip

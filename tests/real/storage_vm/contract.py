@@ -563,14 +563,14 @@ def test_a_volume_with_snapshots_or_in_use_is_no_base(empty: Case) -> None:
 
 # Many at once.
 
-# emulated processors take many times as long
-CROWD = 30 if os.environ.get("PVETOOLS_STORAGE_VM") == "inside" else 100
+CROWD = 100
 
 
 def _one_of_many(form: str, number: int, size: int) -> str:
     return volumes.alloc(STORAGE, 100 + number % 2, size, format=form)
 
 
+@pytest.mark.timeout(1800)  # emulated processors take many times as long
 def test_many_processes_that_allocate_at_once_get_volumes_of_their_own(empty: Case) -> None:
     size = MIB if empty.size else 0
     with multiprocessing.get_context("fork").Pool(10) as pool:

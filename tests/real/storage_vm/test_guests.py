@@ -27,9 +27,9 @@ from tests.sandbox.serial import Serial
 ASSETS = Path("/srv/assets")
 MIB = 1 << 20
 SMALL = {"memory": 64, "kvm": 0, "scsihw": "virtio-scsi-pci", "boot": "order=scsi0", "serial0": "socket", "vga": "none"}
-BACKENDS = [name for name in ("dir", "nfs4", "cifs", "btrfs", "lvm", "lvmthin", "zfspool", "zfs", "rbd")
+BACKENDS = [name for name in ("dir", "nfs4", "cifs", "btrfs", "lvm", "lvmchain", "lvmthin", "zfspool", "zfs", "rbd")
             if name in BEDS]  # fmt: skip
-QCOW2 = ("dir", "nfs4", "cifs")  # their VMs are tried with this format
+QCOW2 = ("dir", "nfs4", "cifs", "lvmchain")  # their VMs are tried with this format
 
 
 @pytest.fixture(scope="module")

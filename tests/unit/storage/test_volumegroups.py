@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pvetools.options.storage import StorageOptions
-from pvetools.storage import definition, volumegroups, volumes
+from pvetools.storage import volumegroups
 from pvetools.storage.backends.lvm import VolumeGroup, rate
 from pvetools.storage.backends.lvmthin import ThinPool
 from pvetools.storage.definition import Definition
@@ -19,7 +18,7 @@ from pvetools.storage.flat import Record
 from pvetools.storage.volumechains import needed
 from pvetools.storage.volumegroups import Group, Logical
 from pvetools.system import log, paths, run
-from pvetools.system.errors import ParamErrors, PveError, Refused, RunError
+from pvetools.system.errors import PveError, RunError
 
 LVS = """
   {
@@ -230,30 +229,6 @@ def test_what_a_snapshots_volume_was_to_become_stands_in_a_tag(tags: tuple[str, 
 def test_the_format_of_new_images(type_: str, options: dict[str, str], wanted: str) -> None:
     raw = {"storage": "store", "type": type_, **options}
     assert Definition("store", type_, StorageOptions.read(raw)).default_format == wanted
-
-
-@pytest.mark.parametrize("on", [True, False])
-def test_a_storage_with_an_option_that_is_not_served_is_refused_by_name(
-    root: Path, monkeypatch: pytest.MonkeyPatch, on: bool
-) -> None:
-    """Also where somebody has written it into the file himself."""
-    monkeypatch.setattr(volumegroups, "logicals", lambda _: [])
-    paths.storage_config().write_text(f"lvm: store\n\tvgname vgx\n\tsnapshot-as-volume-chain {int(on)}\n")
-    if not on:
-        volumes.usable("store")
-        return
-    wrong = "option 'snapshot-as-volume-chain' is not served for type 'lvm'"
-    with pytest.raises(Refused, match=f"storage 'store': {wrong}"):
-        volumes.usable("store")
-    with pytest.raises(ParamErrors, match=wrong):
-        definition.update("store", {"content": "images"})
-    definition.update("store", {}, ["snapshot-as-volume-chain"])
-    volumes.usable("store")
-    with pytest.raises(ParamErrors, match=wrong):
-        definition.update("store", {"snapshot-as-volume-chain": "1"})
-    with pytest.raises(ParamErrors, match=wrong):
-        definition.add("new", "lvm", {"vgname": "vgx", "snapshot-as-volume-chain": "1", "disable": "1"})
-    assert not definition.get("store").options.snapshot_as_volume_chain
 
 
 def test_a_removal_that_can_not_be_finished_hinders_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
