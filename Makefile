@@ -9,6 +9,8 @@ PREFIX := /usr/local
 LIB := $(PREFIX)/lib/pvetools
 TOOLS := qm pct pvesm pvesh vzdump qmrestore pvenode
 
+SANDBOXED = $(VENV)/bin/python -m tests.sandbox.enter --
+
 # what the tools need; python3-libvirt, python3-lxc and python3-libnbd are the distribution's bindings
 APT_RUN := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils lxc uidmap python3 python3-venv python3-pip \
 	python3-libvirt python3-lxc python3-libnbd iproute2 e2fsprogs util-linux mount tar rsync zstd lzop gzip pigz bzip2 xz-utils openssl
@@ -25,16 +27,16 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test test-pure test-vm test-storage assets lint test-matrix conformance bench generate install uninstall packages packages-test clean
 
 demo: assets
-	$(VENV)/bin/python -m tests.sandbox.enter -- $(CURDIR)/$(VENV)/bin/python -m tests.demo
+	$(SANDBOXED) $(CURDIR)/$(VENV)/bin/python -m tests.demo
 
 # pure logic beside the storage VM, which takes one core; then what has deadlines to meet has the machine for itself
 test: lint assets
 	$(VENV)/bin/python -m tests.storage_vm.build
 	$(MAKE) -j2 -Otarget --no-print-directory test-pure test-vm
-	$(VENV)/bin/python -m tests.sandbox.enter -- $(CURDIR)/$(VENV)/bin/python -m pytest tests/real
+	$(SANDBOXED) $(CURDIR)/$(VENV)/bin/python -m pytest tests/real
 
 test-pure: $(VENV)/ready
-	$(VENV)/bin/python -m pytest tests --ignore tests/real
+	$(SANDBOXED) $(CURDIR)/$(VENV)/bin/python -m pytest tests --ignore tests/real
 
 # of the tests in the storage VM, the core of each backend
 test-vm: $(VENV)/ready
@@ -46,7 +48,7 @@ test-storage: assets
 	$(VENV)/bin/python -m pytest -p tests.storage_vm.plugin tests/real/storage_vm
 	apt-get update -q
 	$(call install_idle,docker-registry,$(APT_PEERS))
-	$(VENV)/bin/python -m tests.sandbox.enter -- $(CURDIR)/$(VENV)/bin/python -m pytest tests/real/vmware tests/real/storage/test_registry.py
+	$(SANDBOXED) $(CURDIR)/$(VENV)/bin/python -m pytest tests/real/vmware tests/real/storage/test_registry.py
 
 # guest image and container templates, cached; made before the sandbox is entered, which reaches no mirror
 assets: $(VENV)/ready
@@ -64,7 +66,7 @@ conformance: $(VENV)/ready
 	$(VENV)/bin/python -m pytest tests/conformance
 
 bench: $(VENV)/ready
-	$(VENV)/bin/python -m tests.sandbox.enter -- $(CURDIR)/$(VENV)/bin/python -m tests.bench.run
+	$(SANDBOXED) $(CURDIR)/$(VENV)/bin/python -m tests.bench.run
 
 # the same tests in fresh roots of both Debian generations
 test-matrix: $(VENV)/ready
