@@ -258,9 +258,9 @@ class Pool:
         """Remove a snapshot; one that clones lie on stays."""
         self._patiently(["zfs", "destroy", "--", self.of(name, snapshot)])
 
-    def rollback(self, name: str, snapshot: str) -> None:
-        """Bring a child to the state of its newest snapshot."""
-        self._patiently(["zfs", "rollback", "--", self.of(name, snapshot)])
+    def rollback(self, name: str, snapshot: str, *, newer: bool = False) -> None:
+        """Bring a child to the state of its newest snapshot, or of an older one: then those that are newer go."""
+        self._patiently(["zfs", "rollback", *(["-r"] if newer else []), "--", self.of(name, snapshot)])
 
     def clone(self, base: Row, name: str) -> None:
         """Make a linked clone of a base volume."""

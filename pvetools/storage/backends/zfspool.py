@@ -177,7 +177,11 @@ class ZfsPool(ZfsStorage):
             self.check_unused(name, row)
             with self._away(row.name), self._explained(name):
                 stream(zfs.receive_argv(self.pool.of(row.name)), stdin=source)
-            self._check_came(row.name, parsed, what.snapshot)
+                try:
+                    self._check_came(row.name, parsed, what.snapshot)
+                except PveError:
+                    self.pool.rollback(row.name, what.base, newer=True)
+                    raise
             return name
         with self._arriving(parsed, rename=rename) as (own, place):
             arriving = f"{place}/{_NEW}"

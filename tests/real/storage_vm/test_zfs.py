@@ -297,6 +297,29 @@ def test_streams_bring_a_volume_whole_and_what_has_changed(define: Define, form:
     assert holds(source, 4)
 
 
+@pytest.mark.parametrize("form", ["raw", "subvol"])
+def test_changes_that_bring_another_snapshot_than_was_said_are_taken_back(
+    define: Define, tmp_path: Path, form: str
+) -> None:
+    source, stream = volumes.alloc(STORAGE, 100, SIZE, format=form), tmp_path / "stream"
+    target = source.replace("100", "101")
+    for number, state in enumerate((transfer.State("one"), transfer.State("two", base="one")), 1):
+        put(source, number)
+        volumes.snapshot(source, state.snapshot)
+        with stream.open("wb") as out:
+            transfer.export(source, "zfs", out.fileno(), state)
+        if not state.base:
+            with stream.open("rb") as data:
+                transfer.import_(target, "zfs", data.fileno(), state)
+    with stream.open("rb") as data, pytest.raises(PveError, match="the stream holds no snapshot 'other'"):
+        transfer.import_(target, "zfs", data.fileno(), transfer.State("other", base="one"))
+    assert [found.name for found in volumes.snapshots(target)] == ["one"]
+    assert holds(target, 1)
+    with stream.open("rb") as data:
+        transfer.import_(target, "zfs", data.fileno(), transfer.State("two", base="one"))
+    assert holds(target, 2)
+
+
 def test_a_stream_does_not_mount_itself_elsewhere(define: Define) -> None:
     volumes.alloc(STORAGE, 100, 0, format="subvol")
     sh(f"zfs set mountpoint=/mnt/evil {POOL}/subvol-100-disk-0; zfs snapshot {POOL}/subvol-100-disk-0@a")
