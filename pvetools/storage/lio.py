@@ -15,18 +15,25 @@ from pvetools.system.errors import PveError, RunError
 
 _KERNEL = "/sys/kernel/config/target"
 _GROUP = re.compile(r"(?:tpg)?([1-9]\d{0,4})", re.ASCII)
-# a line for each LUN and one for each backstore: folder of the LUN, the backstore's name, its device
+# a line for each LUN and one for each backstore: folder of the LUN, the backstore's name, its device; nothing but words
+# of the shell, as there may be thousands
 _LIST = """\
 cd "$1/iscsi/$2/lun" || exit 3
+home=$PWD
 for link in lun_*/*; do
     [ -L "$link" ] || continue
-    store=$(readlink "$link")
-    printf '%s\\t%s\\t%s\\n' "${link%/*}" "${store##*/}" "$(cat "$link/udev_path")"
+    device=
+    IFS= read -r device < "$link/udev_path"
+    cd -P "$link" || continue
+    printf '%s\\t%s\\t%s\\n' "${link%/*}" "${PWD##*/}" "$device"
+    cd "$home"
 done
 for path in "$1"/core/iblock_*/*/udev_path; do
     [ -e "$path" ] || continue
+    device=
+    IFS= read -r device < "$path"
     store=${path%/*}
-    printf -- '-\\t%s\\t%s\\n' "${store##*/}" "$(cat "$path")"
+    printf -- '-\\t%s\\t%s\\n' "${store##*/}" "$device"
 done
 """
 _LINE = re.compile(r"(?:-|lun_(\d{1,9}))\t([^\t]+)\t([^\t]*)", re.ASCII)

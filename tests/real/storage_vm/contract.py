@@ -254,7 +254,6 @@ def test_more_than_there_is_is_refused_and_leaves_nothing(empty: Case) -> None:
     assert not empty.listed()
 
 
-@pytest.mark.core
 def test_a_freed_volume_is_gone(empty: Case) -> None:
     volid, other = empty.alloc(), empty.alloc()
     put(other, 0x55)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import builtins
 import io
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +34,38 @@ def test_luns_and_devices_that_are_only_kept_are_told_apart() -> None:
     ]
     assert [lun.offered for lun in found] == [True, True, False]
     assert lio.parse_luns("") == []
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the kernel shows of two LUNs and a backstore without one, on a disk."""
+    monkeypatch.setattr(lio, "_KERNEL", str(tmp_path))
+    for number, store in enumerate(("one", "with blank", "kept")):
+        made = tmp_path / f"core/iblock_{number}" / store
+        made.mkdir(parents=True)
+        (made / "udev_path").write_text(f"/dev/tank/{store}\n")
+        place = tmp_path / f"iscsi/iqn.x/tpgt_1/lun/lun_{number * 10}"
+        place.mkdir(parents=True)
+        (place / "alua_tg_pt_gp").write_text("")
+        if store != "kept":
+            (place / f"{number:010x}").symlink_to(f"../../../../../core/iblock_{number}/{store}")
+    return tmp_path
+
+
+def by_shell(argv: Sequence[str]) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
+    if done.returncode:
+        raise RunError([*argv], done.returncode, done.stderr)
+    return done.stdout
+
+
+def test_the_server_lists_its_luns(kernel: Path) -> None:
+    (kernel / "core/iblock_1/with blank/udev_path").unlink()  # it goes in this moment
+    assert Target("iqn.x", 1, by_shell).luns() == [
+        Lun(0, "one", "/dev/tank/one"), Lun(10, "with blank", ""), Lun(-1, "kept", "/dev/tank/kept"),
+    ]  # fmt: skip
+    with pytest.raises(PveError, match=r"the server has no target 'iqn\.y' with portal group tpg1"):
+        Target("iqn.y", 1, by_shell).luns()
 
 
 @pytest.mark.parametrize(("text", "number"), [("tpg1", 1), ("1", 1), ("tpg12", 12)])
