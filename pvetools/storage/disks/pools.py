@@ -213,11 +213,13 @@ def create(
         for device in found:
             table.set_type(device, table.ZFS)
         words = layout(level, [device.block.by_id or str(device.path) for device in found], draid)
+        for device in found:  # ZFS makes partitions before it looks at the rest
+            undo.callback(wipe.empty_again, device.path)
         log.emit(f"New ZFS pool '{name}' ({level}) on {', '.join(str(device.path) for device in found)}")
         run.run(
             ["zpool", "create", "-o", f"ashift={ashift}", "-O", f"compression={compression}", name, *words], timeout=600
         )
-        undo.callback(_undo, name, [device.path for device in found])
+        undo.callback(_undo, name)
         _at_boot("enable", name)
         checks.settle(*(device.path for device in found))
         if wanted:
@@ -225,14 +227,11 @@ def create(
         undo.pop_all()
 
 
-def _undo(name: str, places: Sequence[Path]) -> None:
+def _undo(name: str) -> None:
     try:
         _destroy(name)
     except PveError as error:
         log.warn(f"ZFS pool '{name}' is left: {error}")
-        return
-    for path in places:
-        wipe.empty_again(path)
 
 
 def _destroy(name: str) -> None:
