@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,16 +150,31 @@ def settle() -> None:
         run(["udevadm", "settle", "--timeout=10"], timeout=20)
 
 
-def stable_names(kinds: Sequence[str]) -> dict[str, str]:
+class StableName(NamedTuple):
+    """A name in ``/dev/disk/by-id``; a lower rank is better."""
+
+    rank: int
+    name: str
+
+
+def stable_names(kinds: Sequence[str]) -> dict[str, StableName]:
     """Kernel's name of a device -> its name in ``/dev/disk/by-id`` that begins as one of ``kinds``, the first best."""
-    found: dict[str, tuple[int, str]] = {}
+    found: dict[str, StableName] = {}
     for link in sorted(BY_ID.glob("*")):
         rank = next((number for number, kind in enumerate(kinds) if re.match(kind, link.name)), None)
         if rank is None or re.search(r"-part\d+$", link.name):
             continue
         device = Path(os.path.realpath(link)).name
-        found[device] = min(found.get(device, (len(kinds), "")), (rank, link.name))
-    return {device: name for device, (_, name) in found.items()}
+        found[device] = min(found.get(device, StableName(len(kinds), "")), StableName(rank, link.name))
+    return found
+
+
+def best(named: Mapping[StableName, str]) -> Iterator[tuple[str, str]]:
+    """Of the names that paths to one place have, with their devices, those of the best rank.
+
+    Of several paths, each name of a volume belongs to the one that udev has seen last: perhaps not all to the same.
+    """
+    return ((name, device) for (rank, name), device in named.items() if rank == min(named).rank)
 
 
 def bytes_of(device: str) -> int:

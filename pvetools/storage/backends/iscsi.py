@@ -130,10 +130,14 @@ class Iscsi(san.ConnectedStorage):
 
     def luns(self) -> Iterator[Lun]:
         stable = san.stable_names(_KINDS)
+        found: dict[str, dict[san.StableName, str]] = {}
         for folder, numbers in self._disks():
             device = _multipath(folder) or folder.name
             if device in stable:
-                yield Lun(f"{numbers}.{stable[device]}", device)
+                found.setdefault(numbers, {})[stable[device]] = device
+        for numbers, named in found.items():
+            for name, device in san.best(named):
+                yield Lun(f"{numbers}.{name}", device)
 
 
 def _disks_of(session: Session) -> Iterator[tuple[Path, str]]:

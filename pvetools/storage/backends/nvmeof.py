@@ -98,4 +98,4 @@ class NvmeOf(san.ConnectedStorage):
         stable = san.stable_names(_KINDS)
         for device, number in self._namespaces():
             if device in stable and number:
-                yield Lun(f"ns{number}.{stable[device]}", device)
+                yield Lun(f"ns{number}.{stable[device].name}", device)

@@ -562,8 +562,6 @@ def test_a_volume_with_snapshots_or_in_use_is_no_base(empty: Case) -> None:
 
 # Many at once.
 
-CROWD = 100
-
 
 def _one_of_many(form: str, number: int, size: int) -> str:
     return volumes.alloc(STORAGE, 100 + number % 2, size, format=form)
@@ -572,12 +570,13 @@ def _one_of_many(form: str, number: int, size: int) -> str:
 @pytest.mark.timeout(1800)  # emulated processors take many times as long
 def test_many_processes_that_allocate_at_once_get_volumes_of_their_own(empty: Case) -> None:
     size = MIB if empty.size else 0
-    with multiprocessing.get_context("fork").Pool(10) as pool:
-        made = pool.starmap(_one_of_many, [(empty.form, number, size) for number in range(CROWD)], chunksize=1)
-        assert len({*made}) == CROWD
+    crowd = empty.bed.crowd
+    with multiprocessing.get_context("fork").Pool(crowd // 10) as pool:
+        made = pool.starmap(_one_of_many, [(empty.form, number, size) for number in range(crowd)], chunksize=1)
+        assert len({*made}) == crowd
         assert {*made} == {*empty.listed()}
         numbers = sorted(int(own_name(volid).partition(".")[0].rpartition("-")[2]) for volid in made)
-        assert numbers == sorted([*range(CROWD // 2), *range(CROWD // 2)])
+        assert numbers == sorted([*range(crowd // 2), *range(crowd // 2)])
         pool.map(volumes.free, made, chunksize=1)
     assert not empty.listed()
 

@@ -55,6 +55,22 @@ def test_of_several_portals_those_that_answer_are_used() -> None:
         san.answering([Portal("127.0.0.1", 9), Portal("127.0.0.1", 10)])
 
 
+def test_paths_whose_names_udev_has_shared_out_are_one_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(san, "BY_ID", tmp_path)
+    for name, device in (
+        ("scsi-3600", "sdb"),
+        ("scsi-SLIO_x", "sdc"),
+        ("wwn-0x600", "sdc"),
+        ("scsi-3600-part1", "sdb1"),
+    ):
+        (tmp_path / name).symlink_to(f"../../{device}")
+    names = san.stable_names(("scsi-3", "scsi-"))
+    assert names == {"sdb": (0, "scsi-3600"), "sdc": (1, "scsi-SLIO_x")}
+    assert [*san.best({name: device for device, name in names.items()})] == [("scsi-3600", "sdb")]
+    others = {san.StableName(0, "scsi-3600"): "sdb", san.StableName(0, "scsi-3601"): "sdd"}  # two LUNs with one number
+    assert [*san.best(others)] == [("scsi-3600", "sdb"), ("scsi-3601", "sdd")]
+
+
 @pytest.mark.parametrize("host", ["a" * 64, "a..b"])
 def test_a_name_that_can_be_none_is_told(host: str) -> None:
     with pytest.raises(PveError, match=rf"^portal '{host}:3260' has no address: the name '{host}' is not known$"):
