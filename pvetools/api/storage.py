@@ -79,10 +79,10 @@ def read(p: StorageName) -> dict[str, Any]:
 @method("POST", "/storage", StorageOptions, permission=_ALLOCATE, returns={"type": "object"})
 def create(p: StorageOptions) -> dict[str, str]:
     """Define a storage."""
-    from pvetools.storage import definition
+    from pvetools.storage import defining
 
     raw = {key: text for key, text in p.texts().items() if key not in ("storage", "type")}
-    definition.add(p.storage, p.type, raw)
+    defining.add(p.storage, p.type, raw)
     return {"storage": p.storage, "type": p.type}
 
 
@@ -98,19 +98,19 @@ UpdateParams.FIELDS = {name: row for name, row in UpdateParams.FIELDS.items() if
 @method("PUT", "/storage/{storage}", UpdateParams, permission=_ALLOCATE, returns={"type": "object"})
 def update(p: UpdateParams) -> dict[str, str]:
     """Change the definition of a storage."""
-    from pvetools.storage import definition
+    from pvetools.storage import defining
 
     raw = {key: text for key, text in p.texts().items() if key not in ("storage", "delete", "digest")}
-    changed = definition.update(p.storage, raw, p.delete or (), p.digest)
+    changed = defining.update(p.storage, raw, p.delete or (), p.digest)
     return {"storage": changed.id, "type": changed.type}
 
 
 @method("DELETE", "/storage/{storage}", StorageName, permission=_ALLOCATE, returns=NULL)
 def delete(p: StorageName) -> None:
     """Delete the definition of a storage; its data stays."""
-    from pvetools.storage import definition
+    from pvetools.storage import defining
 
-    definition.remove(p.storage)
+    defining.remove(p.storage)
 
 
 # State on this node.

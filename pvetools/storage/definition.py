@@ -1,30 +1,20 @@
-"""Storage definitions: the sections of ``storage.cfg`` with typed options, and the rules for them."""
+"""Storage definitions: the sections of ``storage.cfg`` with typed options, and the rules for them; read only."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pvetools.config import sections
 from pvetools.options.storage import StorageOptions, StorageType, kind_of
 from pvetools.schema.core import NestedErrors
-from pvetools.storage import registry, secrets
-from pvetools.system import lock, log, paths
-from pvetools.system.errors import ConfigError, DigestMismatch, Exists, NotFound, ParamErrors, PveError, Refused
+from pvetools.system import paths
+from pvetools.system.errors import ConfigError, NotFound, ParamErrors, PveError, Refused
 
 LOCAL = "local"
 # What `local` takes when nobody configured it: everything, so that a fresh host can hold guests at once.
 LOCAL_CONTENT = "backup,images,import,iso,rootdir,snippets,vztmpl"
-# Options that say how the storage is reached: a change of one is tried out before it is written.
-CONNECTION = frozenset(
-    {
-        "domain", "encryption-key", "fingerprint", "fs-name", "fuse", "is_mountpoint", "keyring", "krbd", "monhost",
-        "namespace", "options", "password", "pool", "port", "portal", "server", "skip-cert-verification", "smbversion",
-        "subdir", "target", "username",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +29,7 @@ class Definition:
     @property
     def kind(self) -> StorageType:
         """What storages of its type can take."""
-        return _kind(self.type)
+        return required_kind(self.type)
 
     @property
     def content(self) -> frozenset[str]:
@@ -74,7 +64,8 @@ class Definition:
         return texts
 
 
-def _kind(type_: str) -> StorageType:
+def required_kind(type_: str) -> StorageType:
+    """What is known of a type. Refused: nothing."""
     kind = kind_of(type_)
     if kind is None:
         raise Refused(f"unsupported type '{type_}'")
@@ -91,12 +82,13 @@ def load() -> sections.SectionFile:
     return sections.load(paths.storage_config())
 
 
-def _read(file: sections.SectionFile, section: sections.Section) -> Definition:
+def read(file: sections.SectionFile, section: sections.Section) -> Definition:
+    """The definition in a section. ConfigError: it is damaged."""
     raw = {key: section.get(key) for key in section.values} | {"storage": section.id, "type": section.type}
     try:
-        kind = _kind(section.type)
+        kind = required_kind(section.type)
         known = {key: text for key, text in raw.items() if key in kind.options or key in StorageOptions.FIELDS}
-        return Definition(section.id, section.type, StorageOptions.read(_placed(section.id, kind, known)))
+        return Definition(section.id, section.type, StorageOptions.read(placed(section.id, kind, known)))
     except NestedErrors as error:
         why = "; ".join(f"{key}: {reason}" for key, reason in error.errors.items())
         raise ConfigError(file.path, section.line, f"storage '{section.id}': {why}") from None
@@ -104,7 +96,7 @@ def _read(file: sections.SectionFile, section: sections.Section) -> Definition:
         raise ConfigError(file.path, section.line, f"storage '{section.id}': {error}") from None
 
 
-def _placed(name: str, kind: StorageType, raw: Mapping[str, str]) -> dict[str, str]:
+def placed(name: str, kind: StorageType, raw: Mapping[str, str]) -> dict[str, str]:
     """With the mount point that storages of a server get when none is given."""
     mounted = "path" in kind.options - kind.required
     return {**({"path": str(paths.mount_dir() / name)} if mounted else {}), **raw}
@@ -119,7 +111,7 @@ def get(name: str) -> Definition:
     file = load()
     section = file.get(name)
     if section is not None:
-        return _read(file, section)
+        return read(file, section)
     if name == LOCAL:
         return _local()
     raise NotFound(f"storage '{name}' does not exist")
@@ -132,7 +124,7 @@ def every() -> tuple[dict[str, Definition], list[str]]:
     damaged = [f"{file.path} line {line}: {reason}" for line, reason in file.problems]
     for section in file.ids().values():
         try:
-            found[section.id] = _read(file, section)
+            found[section.id] = read(file, section)
         except ConfigError as error:
             damaged.append(str(error))
     return found, damaged
@@ -151,7 +143,7 @@ def check(name: str, type_: str, raw: Mapping[str, str]) -> StorageOptions:
         errors, options = dict(error.errors), StorageOptions.read({"storage": LOCAL})
     if "type" in errors:
         raise ParamErrors(errors)
-    kind = _kind(type_)
+    kind = required_kind(type_)
     errors |= {key: f"unexpected property for storage type '{type_}'" for key in raw if key not in kind.options}
     errors |= {key: "property is missing and it is not optional" for key in kind.required if key not in raw}
     for content in options.content or ():
@@ -162,175 +154,3 @@ def check(name: str, type_: str, raw: Mapping[str, str]) -> StorageOptions:
     if errors:
         raise ParamErrors(errors)
     return options
-
-
-def _defining(name: str) -> contextlib.AbstractContextManager[None]:
-    """Held while a storage is tried out, which may take long: the file itself is locked only to be written."""
-    return lock.locked(paths.lock_dir() / f"define-{name}.lock", 60.0, what=f"the definition of storage '{name}'")
-
-
-def add(name: str, type_: str, raw: Mapping[str, str]) -> Definition:
-    """Define a storage, once it has proven to be usable where it is meant for this node.
-
-    Its secrets get files of their own.
-
-    Raises:
-        ParamErrors, Refused: wrong options or a type that is not served. Exists: the name is used.
-        Errors of the storage: nothing of it is left then.
-    """
-    options = check(name, type_, raw)
-    registry.require(type_)
-    texts = _placed(name, _kind(type_), options.texts())
-    hidden = {key: texts.pop(key) for key in _kind(type_).sensitive & texts.keys()}
-    made = Definition(name, type_, StorageOptions.read(texts))
-    del texts["storage"], texts["type"]
-    with _defining(name), contextlib.ExitStack() as undo:
-        _check_new(name)
-        # a password that is there already is of a storage whose removal was killed; a keyring may lie there on purpose
-        left = {"password"} & _kind(type_).sensitive - hidden.keys()
-        secrets.change(name, type_, hidden, left, undo)
-        if _is_here(made):
-            _prove(made, undo)
-        with sections.editing(paths.storage_config()) as file:
-            file.add(type_, name, texts)
-        undo.pop_all()
-    return made
-
-
-def _check_new(name: str) -> None:
-    file = load()
-    if file.get(name):
-        raise Exists(f"'{name}' is already defined in {file.path}")
-    if name == LOCAL:
-        raise Exists("storage 'local' is built in; change it with: pvesm set local ...")
-
-
-def _is_here(found: Definition) -> bool:
-    return found.enabled and found.on_node(paths.node())
-
-
-def _prove(made: Definition, undo: contextlib.ExitStack) -> None:
-    """Activate a new storage and ask it for its space; undone, it is let go again."""
-    from pvetools.storage import probe
-
-    registry.driver(made).prepare()
-    undo.callback(probe.release, made)
-    probe.prove(made, probe.space)
-
-
-def update(name: str, raw: Mapping[str, str], delete: Sequence[str] = (), digest: str = "") -> Definition:
-    """Change and delete options of a storage; of the implicit ``local`` this writes the definition.
-
-    A change of the way to its server has to prove that it works, and counts at once where nobody uses the storage.
-
-    Raises:
-        ParamErrors, Refused: wrong options, or fixed ones. NotFound. DigestMismatch.
-        Errors of the storage: all is as it was before.
-    """
-    with _defining(name), contextlib.ExitStack() as undo:
-        file = load()
-        if digest and digest != file.digest:
-            raise DigestMismatch(file.path.name)
-        before = get(name) if file.get(name) is None else _read(file, _section(file, name))
-        made, hidden = _change(file, name, raw, delete)
-        secrets.change(name, made.type, hidden, made.kind.sensitive & {*delete}, undo)
-        if _is_here(made) and CONNECTION & {*raw, *delete}:
-            _renew(before, made)
-        with sections.editing(paths.storage_config(), digest) as file:
-            _change(file, name, raw, delete)
-        undo.pop_all()
-    return made
-
-
-def _section(file: sections.SectionFile, name: str) -> sections.Section:
-    """The section of a storage; of the implicit ``local`` it is made."""
-    section = file.get(name)
-    if section is None:
-        implicit = get(name)
-        texts = implicit.options.texts()
-        section = file.add(implicit.type, name, {key: texts[key] for key in ("path", "content")})
-    return section
-
-
-def _change(
-    file: sections.SectionFile, name: str, raw: Mapping[str, str], delete: Sequence[str]
-) -> tuple[Definition, dict[str, str]]:
-    """Change a section; gives what is defined then, and the new secrets, which do not stand in it."""
-    section = _section(file, name)
-    _check_change(section, raw, delete)
-    values = {key: value for key, value in section.values.items() if key not in delete} | dict(raw)
-    plain = {key: value if isinstance(value, str) else value[-1] for key, value in values.items()}
-    options = check(name, section.type, plain)
-    canonical, kind = options.texts(), _kind(section.type)
-    hidden = {key: canonical[key] for key in kind.sensitive & canonical.keys()}
-    section.values = {
-        key: canonical[key] if key in raw else value for key, value in values.items() if key not in kind.sensitive
-    }
-    shown = {key: text for key, text in canonical.items() if key not in kind.sensitive}
-    return Definition(name, section.type, StorageOptions.read(_placed(name, kind, shown))), hidden
-
-
-def _renew(before: Definition, made: Definition) -> None:
-    """Let a storage that is to be reached in another way prove itself, and take that way if nobody uses the old one."""
-    from pvetools.storage import probe
-
-    probe.prove(made, probe.verified)
-    busy = probe.released(before)
-    probe.prove(made, probe.space)
-    if busy:
-        log.warn(f"{busy}; the change counts from the next time that the storage is activated")
-
-
-def _check_change(section: sections.Section, raw: Mapping[str, str], delete: Sequence[str]) -> None:
-    kind = kind_of(section.type)
-    if kind is None:
-        raise Refused(f"storage '{section.id}': unsupported type '{section.type}'")
-    errors: dict[str, str] = {}
-    for key, value in raw.items():
-        if key in kind.fixed and value != section.get(key):
-            errors[key] = f"can't change value of fixed parameter '{key}'"
-    for key in delete:
-        if key not in kind.options:
-            errors["delete"] = f"unknown option '{key}' for storage type '{section.type}'"
-        elif key in kind.required or key in kind.fixed:
-            errors["delete"] = f"unable to delete required or fixed option '{key}'"
-        elif key in raw:
-            errors[key] = f"unable to set and delete option '{key}' at the same time"
-    if errors:
-        raise ParamErrors(errors)
-
-
-def remove(name: str) -> None:
-    """Delete a storage's definition and its secrets, and deactivate it; its data stays.
-
-    What hinders the deactivation is told in a warning.
-
-    Raises:
-        NotFound. Refused: another storage lies on it; ``local`` cannot be removed while it stands in no file.
-    """
-    from pvetools.storage import probe
-
-    with _defining(name):
-        with sections.editing(paths.storage_config()) as file:
-            section = _removable(file, name)
-            file.remove(name)
-        kind = kind_of(section.type)
-        if kind is None:
-            return
-        with contextlib.suppress(ConfigError):
-            probe.release(_read(file, section))
-        secrets.remove(name, section.type, kind.sensitive)
-
-
-def _removable(file: sections.SectionFile, name: str) -> sections.Section:
-    section = file.get(name)
-    if section is None and name == LOCAL:
-        raise Refused("storage 'local' is built in and can't be removed; disable it with: pvesm set local --disable 1")
-    if section is None:
-        raise NotFound(f"storage '{name}' does not exist")
-    for other in file.sections:
-        if other.get("base").startswith(f"{name}:"):
-            raise Refused(
-                f"storage '{name}' can't be removed: storage '{other.id}' lies on its volume '{other.get('base')}'"
-            )
-    return section

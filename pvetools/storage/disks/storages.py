@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from pvetools.config import guest
-from pvetools.storage import definition
+from pvetools.storage import defining, definition
 from pvetools.storage.definition import Definition
 from pvetools.system import files, log, paths
 from pvetools.system.errors import Exists, NotFound, Refused
@@ -47,9 +47,9 @@ class New:
         """Define it, or add this node to the storage of that name on other nodes."""
         if self._present:
             nodes = ",".join([*(self._present.options.nodes or ()), paths.node()])
-            definition.update(self.name, {"nodes": nodes})
+            defining.update(self.name, {"nodes": nodes})
         else:
-            definition.add(self.name, self.type, self.options)
+            defining.add(self.name, self.type, self.options)
         log.emit(f"Storage '{self.name}' is defined")
 
 
@@ -89,10 +89,10 @@ def forget(match: Match) -> None:
     for found in matching(match):
         others = [node for node in _nodes(found) if node != paths.node()]
         if others:
-            definition.update(found.id, {"nodes": ",".join(others)})
+            defining.update(found.id, {"nodes": ",".join(others)})
             log.emit(f"Storage '{found.id}' stays for {', '.join(others)}")
         elif not found.implicit:
-            definition.remove(found.id)
+            defining.remove(found.id)
             log.emit(f"Storage '{found.id}' is removed")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.storage import definition, probe, volumes
+from pvetools.storage import defining, probe, volumes
 from pvetools.system import log, paths
 from pvetools.system.errors import PveError
 from tests.real.storage.fuse import Slow
@@ -119,7 +119,7 @@ def test_what_a_guest_owns_is_found_on_the_storages_that_answer(dead: Slow, pati
 def test_a_storage_that_hangs_is_not_defined(dead: Slow, root: Root, patient: None) -> None:
     before = paths.storage_config().read_text()
     with pytest.raises(PveError, match="storage 'new': no answer within 2 seconds"):
-        definition.add("new", "dir", {"path": str(dead.point), "content": "iso", "mkdir": "0"})
+        defining.add("new", "dir", {"path": str(dead.point), "content": "iso", "mkdir": "0"})
     assert paths.storage_config().read_text() == before
 
 

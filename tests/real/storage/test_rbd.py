@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pvetools.storage import definition, secrets, volumes
+from pvetools.storage import defining, secrets, volumes
 from pvetools.storage.backends import rbd as backends
 from pvetools.system import paths
 from pvetools.system.errors import Exists, PveError, Refused
@@ -183,7 +183,7 @@ def test_a_storage_that_cannot_be_used_is_not_defined(
 ) -> None:
     given = {"monhost": MONITOR, "pool": "vms", "username": USER, "keyring": cluster.keyring(USER).read_text()}
     with pytest.raises(PveError, match=f"storage 'other': {reason}") as caught:
-        definition.add("other", "rbd", {**given, **options})
+        defining.add("other", "rbd", {**given, **options})
     assert "\n" not in str(caught.value)
     assert "other" not in volumes.storages()
     assert not secrets.path("other", "rbd", "keyring").exists()

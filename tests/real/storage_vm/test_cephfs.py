@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.storage import definition, mounts, secrets, volumes
+from pvetools.storage import defining, mounts, secrets, volumes
 from pvetools.system import paths
 from pvetools.system.errors import PveError
 from tests.real.ceph import MONITOR, Cluster
@@ -56,7 +56,7 @@ def test_it_is_mounted_used_and_unmounted(
     given: dict[str, str], key: str, way: tuple[str, dict[str, str]], cli: Callable[..., str]
 ) -> None:
     kind, options = way
-    definition.add("files", "cephfs", {**given, **options})
+    defining.add("files", "cephfs", {**given, **options})
     found = mounts.at(place())
     assert found
     assert found.kind == kind
@@ -85,21 +85,21 @@ def test_it_is_mounted_used_and_unmounted(
 def test_a_folder_and_a_named_file_system_can_be_mounted(
     given: dict[str, str], way: tuple[str, dict[str, str]]
 ) -> None:
-    definition.add("files", "cephfs", {**given, "fs-name": "files"})
+    defining.add("files", "cephfs", {**given, "fs-name": "files"})
     (place() / "below").mkdir(exist_ok=True)
     (place() / "below/mark").write_text("here")
-    definition.remove("files")
-    definition.add("files", "cephfs", {**given, **way[1], "subdir": "/below", "fs-name": "files", "options": "noatime"})
+    defining.remove("files")
+    defining.add("files", "cephfs", {**given, **way[1], "subdir": "/below", "fs-name": "files", "options": "noatime"})
     assert (place() / "mark").read_text() == "here"
     assert "noatime" in sh(f"findmnt -no OPTIONS {place()}")
-    definition.remove("files")
+    defining.remove("files")
 
 
 def test_a_wrong_key_or_folder_leaves_nothing(given: dict[str, str], way: tuple[str, dict[str, str]]) -> None:
     wrong = {"keyring": "AQAAAAAAAAAAABAAAAAAAAAAAAAAAAAAAAAAAA=="}
     for change in (wrong, {"subdir": "/nowhere"}, {"monhost": "127.0.0.1:1"}, {"fs-name": "other"}):
         with pytest.raises(PveError, match="storage 'files': ") as caught:
-            definition.add("files", "cephfs", {**given, **way[1], **change})
+            defining.add("files", "cephfs", {**given, **way[1], **change})
         assert wrong["keyring"] not in str(caught.value)
         assert mounts.at(place()) is None
         assert not secrets.path("files", "cephfs", "keyring").exists()
@@ -112,8 +112,8 @@ def test_the_cluster_of_this_host_needs_no_monitors(
     config = paths.etc_pve() / "ceph.conf"
     config.write_text(cluster.config.read_text())
     try:
-        definition.add("files", "cephfs", {**way[1], "content": "iso"})
+        defining.add("files", "cephfs", {**way[1], "content": "iso"})
         assert (place() / "template/iso").is_dir()
-        definition.remove("files")
+        defining.remove("files")
     finally:
         config.unlink()

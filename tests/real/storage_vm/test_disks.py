@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pvetools.api import tree
-from pvetools.storage import definition, volumes
+from pvetools.storage import defining, definition, volumes
 from pvetools.storage.disks import smart
 from pvetools.system.errors import PveError
 from tests.real.storage_vm.beds import disk, sh
@@ -328,7 +328,7 @@ def test_a_removed_group_leaves_what_it_was_not_told_to_clean(pvesh: Pvesh, vdx:
     pvesh.do("delete", "lvm/one")
     assert "one" in storages()
     assert "LVM2_member" in sh(f"wipefs {vdx}")
-    definition.remove("one")
+    defining.remove("one")
     assert "not found" in pvesh.refused("delete", "lvm/one")
     pvesh.do("set", "wipedisk", disk=vdx)
 
@@ -376,7 +376,7 @@ def test_a_group_in_use_is_not_removed(pvesh: Pvesh, vdx: str, module_root: Path
         finally:
             config.unlink()
         assert "foreign" in sh("lvs --noheadings -o lv_name thin")
-    definition.remove("thin")
+    defining.remove("thin")
 
 
 def test_a_partition_is_used_alone(pvesh: Pvesh, vdx: str) -> None:
@@ -540,7 +540,7 @@ def test_two_at_once_get_one_disk_once(pvesh: Pvesh, vdx: str) -> None:
 
 
 def test_a_name_that_another_storage_has_is_told_before_the_disk_is_touched(pvesh: Pvesh, vdx: str) -> None:
-    definition.add("taken", "dir", {"path": "/var/tmp/taken"})
+    defining.add("taken", "dir", {"path": "/var/tmp/taken"})
     for path in ("lvm", "lvmthin", "directory"):
         said = pvesh.refused("create", path, name="taken", device=vdx, add_storage=1)
         assert "storage 'taken' exists already" in said

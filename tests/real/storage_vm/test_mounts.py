@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.storage import definition, mounts, probe, secrets, servers, volumes
+from pvetools.storage import defining, definition, mounts, probe, secrets, servers, volumes
 from pvetools.system import log, paths
 from pvetools.system.errors import PveError, Refused
 from tests.real.storage_vm.beds import EXPORT, SMB_PASSWORD, SMB_USER, answers, nfs_server, sh, smb_server, unmount_from
@@ -86,18 +86,18 @@ def comes_back(name: str, within: float = 90) -> None:
 
 @pytest.mark.parametrize(("version", "kind"), [("3", "nfs"), ("4.1", "nfs4"), ("4.2", "nfs4")])
 def test_an_export_is_mounted_in_the_wanted_version(exported: Path, version: str, kind: str) -> None:
-    definition.add("one", "nfs", {**NFS, "options": f"vers={version},soft", "content": "iso,images"})
+    defining.add("one", "nfs", {**NFS, "options": f"vers={version},soft", "content": "iso,images"})
     found = mounted("one")
     assert (found.kind, found.source) == (kind, f"127.0.0.1:{EXPORT}")
     assert {f"vers={version}", "soft"} <= options(found)
     assert (exported / "template/iso").is_dir()
     assert state("one").active
-    definition.remove("one")
+    defining.remove("one")
     nothing_is_left()
 
 
 def test_without_options_the_server_and_the_kernel_agree_and_the_mount_is_hard(exported: Path) -> None:
-    definition.add("one", "nfs", NFS)
+    defining.add("one", "nfs", NFS)
     assert {"hard", "vers=4.2"} <= options(mounted("one"))
     assert paths.storage_config().read_text() == (
         f"nfs: one\n\tpath {paths.mount_dir()}/one\n\tserver 127.0.0.1\n\texport {EXPORT}\n"
@@ -105,7 +105,7 @@ def test_without_options_the_server_and_the_kernel_agree_and_the_mount_is_hard(e
 
 
 def test_one_that_was_unmounted_is_mounted_when_it_is_used(exported: Path) -> None:
-    definition.add("one", "nfs", NFS)
+    defining.add("one", "nfs", NFS)
     volid = volumes.alloc("one", 100, MIB)
     sh(f"umount {paths.mount_dir()}/one")
     assert [found.volid for found in volumes.list_volumes("one")] == [volid]
@@ -115,37 +115,37 @@ def test_one_that_was_unmounted_is_mounted_when_it_is_used(exported: Path) -> No
 @pytest.mark.parametrize("version", ["3", "4.2"])
 def test_a_wrong_export_is_refused_and_leaves_nothing(exported: Path, version: str) -> None:
     with pytest.raises(PveError, match=r"storage 'one': can't mount '127\.0\.0\.1:/srv/other': ") as told:
-        definition.add("one", "nfs", {**NFS, "export": "/srv/other", "options": f"vers={version}"})
+        defining.add("one", "nfs", {**NFS, "export": "/srv/other", "options": f"vers={version}"})
     assert "\n" not in str(told.value)
     nothing_is_left()
 
 
 def test_changed_options_count_at_once_unless_somebody_is_there(exported: Path) -> None:
-    definition.add("one", "nfs", {**NFS, "options": "vers=4.1"})
-    definition.update("one", {"options": "vers=3,soft"})
+    defining.add("one", "nfs", {**NFS, "options": "vers=4.1"})
+    defining.update("one", {"options": "vers=3,soft"})
     assert {"vers=3", "soft"} <= options(mounted("one"))
     with (paths.mount_dir() / "one/held").open("w"), warnings() as lines:
-        definition.update("one", {"options": "vers=4.2"})
+        defining.update("one", {"options": "vers=4.2"})
     assert "vers=3" in options(mounted("one"))
     assert any("can't unmount" in line and "counts from the next time" in line for line in lines)
     with pytest.raises(PveError, match="can't mount"):
-        definition.update("one", {"options": "vers=4.2,nonsense=1"})
+        defining.update("one", {"options": "vers=4.2,nonsense=1"})
     assert definition.get("one").options.options == "vers=4.2"
     assert not (paths.run_dir() / "verify-one").exists()
     assert state("one").active
 
 
 def test_what_is_used_stays_mounted_when_the_storage_is_removed(exported: Path) -> None:
-    definition.add("one", "nfs", NFS)
+    defining.add("one", "nfs", NFS)
     with (paths.mount_dir() / "one/held").open("w"), warnings() as lines:
-        definition.remove("one")
+        defining.remove("one")
         assert mounted("one")
     assert [line for line in lines if "WARN: storage 'one': can't unmount" in line and "busy" in line]
     assert "one" not in definition.load().ids()
 
 
 def test_many_that_activate_at_once_mount_once(exported: Path) -> None:
-    definition.add("one", "nfs", NFS)
+    defining.add("one", "nfs", NFS)
     sh(f"umount {paths.mount_dir()}/one")
     with multiprocessing.get_context("fork").Pool(8) as pool:
         assert pool.map(_activated, ["one"] * 8) == [True] * 8
@@ -163,20 +163,20 @@ def test_another_mount_at_the_place_is_neither_used_nor_touched(exported: Path) 
     sh(f"mount -t tmpfs none {place}")
     try:
         with pytest.raises(PveError, match=rf"'{place}' is the mount of 'none' \(tmpfs\)"):
-            definition.add("one", "nfs", NFS)
+            defining.add("one", "nfs", NFS)
         assert mounted("one").kind == "tmpfs"
     finally:
         sh(f"umount {place}")
 
 
 def test_a_stopped_server_is_told_at_once(exported: Path) -> None:
-    definition.add("one", "nfs", {**NFS, "options": "soft,timeo=10,retrans=1"})
+    defining.add("one", "nfs", {**NFS, "options": "soft,timeo=10,retrans=1"})
     sh("systemctl stop nfs-server")
     try:
         start = time.monotonic()
         assert "server '127.0.0.1' is not online" in state("one").reason
         with pytest.raises(PveError, match="is not online"):
-            definition.add("two", "nfs", NFS)
+            defining.add("two", "nfs", NFS)
         with pytest.raises(PveError, match="is not online"):
             volumes.alloc("one", 100, MIB)
         assert time.monotonic() - start < FINITE
@@ -207,8 +207,8 @@ def silent() -> Iterator[None]:
 def test_a_hanging_server_holds_nobody_up(
     exported: Path, cli: Callable[..., str], tmp_path: Path, version: str
 ) -> None:
-    definition.add("one", "nfs", {**NFS, "options": f"vers={version}"})
-    definition.add("good", "dir", {"path": f"{tmp_path}/good"})
+    defining.add("one", "nfs", {**NFS, "options": f"vers={version}"})
+    defining.add("good", "dir", {"path": f"{tmp_path}/good"})
     with silent():
         start = time.monotonic()
         rows = {line.split()[0]: line.split()[2] for line in cli("pvesm", "status").splitlines()[1:]}
@@ -221,7 +221,7 @@ def test_a_hanging_server_holds_nobody_up(
         )
         assert time.monotonic() - start < FINITE
         with pytest.raises(PveError, match="no answer within 3 seconds"):
-            definition.update("one", {"options": "vers=4.1"})
+            defining.update("one", {"options": "vers=4.1"})
     comes_back("one")
 
 
@@ -229,9 +229,9 @@ def test_a_mount_that_hangs_behind_a_directory_storage_holds_nobody_up(
     exported: Path, cli: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody can know beforehand that this directory lies on a server: the question itself hangs in the kernel."""
-    definition.add("one", "nfs", {**NFS, "options": "vers=4.2,actimeo=0"})
+    defining.add("one", "nfs", {**NFS, "options": "vers=4.2,actimeo=0"})
     trap = {"path": f"{paths.mount_dir()}/one", "mkdir": "0", "content": "images"}
-    definition.add("trap", "dir", trap)
+    defining.add("trap", "dir", trap)
     with silent():
         start = time.monotonic()
         said = cli("pvesm", "status")
@@ -245,19 +245,19 @@ def test_a_mount_that_hangs_behind_a_directory_storage_holds_nobody_up(
             patch.setattr(probe, "PROOF_TIMEOUT", 2.0)
             assert "no answer within 2 seconds" in state("trap").reason
             with pytest.raises(PveError, match="no answer within 2 seconds"):
-                definition.add("more", "dir", trap)
+                defining.add("more", "dir", trap)
         start = time.monotonic()
-        definition.remove("one")  # unmounting may hang as well
+        defining.remove("one")  # unmounting may hang as well
         assert time.monotonic() - start < FINITE
         assert "one" not in definition.load().ids()
-    definition.remove("trap")
+    defining.remove("trap")
 
 
 # CIFS.
 
 
 def test_a_share_is_mounted_with_user_and_password(shared: Path) -> None:
-    definition.add("one", "cifs", {**CIFS, "content": "iso,images"})
+    defining.add("one", "cifs", {**CIFS, "content": "iso,images"})
     found = mounted("one")
     assert (found.kind, found.source) == ("cifs", "//127.0.0.1/data")
     assert {f"username={SMB_USER}", "soft", "vers=3.1.1"} <= options(found)
@@ -265,7 +265,7 @@ def test_a_share_is_mounted_with_user_and_password(shared: Path) -> None:
     file = paths.etc_pve() / "priv/storage/one.pw"
     assert (file.read_text(), file.stat().st_mode & 0o777) == (f"password={SMB_PASSWORD}\n", 0o600)
     assert state("one").active
-    definition.remove("one")
+    defining.remove("one")
     nothing_is_left()
 
 
@@ -273,27 +273,27 @@ def test_a_share_is_mounted_with_user_and_password(shared: Path) -> None:
     ("asked", "kernel"), [("2.1", "vers=2.1"), ("3.0", "vers=3.0"), ("3", "vers=3.1.1"), ("3.11", "vers=3.1.1")]
 )
 def test_versions_of_the_protocol(shared: Path, asked: str, kernel: str) -> None:
-    definition.add("one", "cifs", {**CIFS, "smbversion": asked, "domain": "WORKGROUP"})
+    defining.add("one", "cifs", {**CIFS, "smbversion": asked, "domain": "WORKGROUP"})
     assert {kernel, "domain=WORKGROUP"} <= options(mounted("one"))
 
 
 def test_a_folder_of_a_share_can_be_the_storage(shared: Path) -> None:
     (shared / "inner/deep").mkdir(parents=True, exist_ok=True)
     sh(f"chown -R {SMB_USER} {shared}/inner")
-    definition.add("one", "cifs", {**CIFS, "subdir": "/inner/deep", "content": "iso"})
+    defining.add("one", "cifs", {**CIFS, "subdir": "/inner/deep", "content": "iso"})
     assert mounted("one").source == "//127.0.0.1/data/inner/deep"
     assert (shared / "inner/deep/template/iso").is_dir()
-    definition.update("one", {"subdir": "/inner"})
+    defining.update("one", {"subdir": "/inner"})
     assert mounted("one").source == "//127.0.0.1/data/inner"
     assert (shared / "inner/template/iso").is_dir()
 
 
 def test_guests_need_no_password(shared: Path) -> None:
-    definition.add("one", "cifs", {"server": "127.0.0.1", "share": "open", "content": "images"})
+    defining.add("one", "cifs", {"server": "127.0.0.1", "share": "open", "content": "images"})
     assert mounted("one").source == "//127.0.0.1/open"
     volumes.free(volumes.alloc("one", 100, MIB))
     with pytest.raises(PveError, match="can't mount"):
-        definition.add("two", "cifs", {"server": "127.0.0.1", "share": "data"})
+        defining.add("two", "cifs", {"server": "127.0.0.1", "share": "data"})
     assert mounts.at(paths.mount_dir() / "two") is None
 
 
@@ -302,21 +302,21 @@ def test_guests_need_no_password(shared: Path) -> None:
 )
 def test_what_the_server_refuses_is_not_defined(shared: Path, wrong: dict[str, str]) -> None:
     with pytest.raises(PveError, match=r"storage 'one': can't mount '//127\.0\.0\.1/") as told:
-        definition.add("one", "cifs", {**CIFS, **wrong})
+        defining.add("one", "cifs", {**CIFS, **wrong})
     assert SMB_PASSWORD not in str(told.value)
     assert "wr0ng" not in str(told.value)
     nothing_is_left()
 
 
 def test_a_new_password_has_to_be_right(shared: Path) -> None:
-    definition.add("one", "cifs", CIFS)
+    defining.add("one", "cifs", CIFS)
     with pytest.raises(PveError, match="can't mount"):
-        definition.update("one", {"password": "wr0ng"})
+        defining.update("one", {"password": "wr0ng"})
     assert secrets.read("one", "cifs", "password") == SMB_PASSWORD
     assert state("one").active
     try:
         sh(f"printf '%s\\n%s\\n' changed changed | smbpasswd -s {SMB_USER}")
-        definition.update("one", {"password": "changed"})
+        defining.update("one", {"password": "changed"})
         assert secrets.read("one", "cifs", "password") == "changed"
         volumes.free(volumes.alloc("one", 100, MIB))
     finally:
@@ -340,8 +340,8 @@ def test_nobody_sees_the_password(shared: Path, cli: Callable[..., str]) -> None
     watcher.start()
     try:
         with warnings() as lines:
-            definition.add("one", "cifs", CIFS)
-            definition.update("one", {"password": SMB_PASSWORD, "options": "noserverino"})
+            defining.add("one", "cifs", CIFS)
+            defining.update("one", {"password": SMB_PASSWORD, "options": "noserverino"})
     finally:
         over.set()
         watcher.join()
@@ -354,7 +354,7 @@ def test_nobody_sees_the_password(shared: Path, cli: Callable[..., str]) -> None
 
 
 def test_a_frozen_samba_holds_nobody_up(shared: Path, cli: Callable[..., str]) -> None:
-    definition.add("one", "cifs", CIFS)
+    defining.add("one", "cifs", CIFS)
     sh("pkill -STOP smbd")
     try:
         start = time.monotonic()
@@ -371,7 +371,7 @@ def test_a_frozen_samba_holds_nobody_up(shared: Path, cli: Callable[..., str]) -
 
 
 def _chains(type_: str, raw: dict[str, str]) -> None:
-    definition.add("one", type_, {**raw, "snapshot-as-volume-chain": "1"})
+    defining.add("one", type_, {**raw, "snapshot-as-volume-chain": "1"})
     volid = volumes.alloc("one", 100, 8 * MIB, format="qcow2")
     try:
         for number, name in enumerate(("first", "second"), 1):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.storage import definition, registry, volumes
+from pvetools.storage import defining, registry, volumes
 from pvetools.system import paths, run
 from pvetools.system.errors import PveError, Refused
 from tests.real.storage_vm import san_beds
@@ -195,7 +195,7 @@ def test_what_is_not_there_cannot_be_added(portals: Portals, option: str, value:
     found = driver().definition
     given = {"portal": HOSTS[0], "target": str(found.options.target), option: value}
     with pytest.raises(PveError, match=reason):
-        definition.add("bad", found.type, given)
+        defining.add("bad", found.type, given)
     assert "bad" not in paths.storage_config().read_text()
 
 
@@ -215,13 +215,13 @@ def one_device(portals: Portals) -> Iterator[None]:
 def test_a_volume_group_lies_on_a_volume(portals: Portals, one_device: None) -> None:
     portals.server.define("content none")
     base = portals.server.volume(-1)
-    definition.add("onsan", "lvm", {"vgname": "vgsan", "base": base, "shared": "1", "content": "images"})
+    defining.add("onsan", "lvm", {"vgname": "vgsan", "base": base, "shared": "1", "content": "images"})
     try:
         volid = volumes.alloc("onsan", 100, 64 << 20)
         put(volid, 0x71)
         assert holds(volid, 0x71)
         with pytest.raises(Refused, match=f"can't be removed: storage 'onsan' lies on its volume '{base}'"):
-            definition.remove(STORAGE)
+            defining.remove(STORAGE)
         sh("vgchange -an -q vgsan")
         driver().deactivate()
         assert portals.connected() == []

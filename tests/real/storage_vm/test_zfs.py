@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.storage import definition, transfer, volumes, zfs
+from pvetools.storage import defining, transfer, volumes, zfs
 from pvetools.storage.backends.zfspool import volume_of
 from pvetools.system import paths
 from pvetools.system.errors import Exists, NotFound, PveError, Refused
@@ -196,7 +196,7 @@ def test_a_pool_or_dataset_that_does_not_exist_is_told(define: Define) -> None:
         assert not row.active
         assert reason in row.reason
     with pytest.raises(PveError, match="no ZFS dataset"):
-        definition.add("other", "zfspool", {"pool": "tank/none"})
+        defining.add("other", "zfspool", {"pool": "tank/none"})
 
 
 def test_folders_lie_where_the_pool_is_mounted(define: Define) -> None:

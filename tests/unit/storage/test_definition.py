@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pvetools.api import tree
-from pvetools.storage import definition, mounts, secrets, servers
+from pvetools.storage import defining, definition, mounts, secrets, servers
 from pvetools.system import log, paths
 from pvetools.system.errors import Exists, NotFound, ParamErrors, PveError, Refused
 from tests.unit.storage.test_servers import listening
@@ -29,11 +29,11 @@ def below(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(("type_", "raw"), [("nfs", NFS), ("cifs", {**CIFS, "password": "s3cret"})])
 def test_storages_of_servers_are_mounted_below_one_folder(root: Path, type_: str, raw: dict[str, str]) -> None:
-    made = definition.add("one", type_, {**raw, "disable": "1"})
+    made = defining.add("one", type_, {**raw, "disable": "1"})
     assert made.options.path == str(root / "mnt/pve/one")
     assert config().startswith(f"{type_}: one\n\tdisable\n\tpath {root}/mnt/pve/one\n\tserver 127.0.0.1\n")
     assert definition.get("one").options.path == str(root / "mnt/pve/one")
-    definition.add("two", type_, {**raw, "path": "/srv/elsewhere", "disable": "1"})
+    defining.add("two", type_, {**raw, "path": "/srv/elsewhere", "disable": "1"})
     assert definition.get("two").options.path == "/srv/elsewhere"
 
 
@@ -44,7 +44,7 @@ def test_a_section_without_its_mount_point_is_understood(root: Path) -> None:
 
 
 def test_a_password_lies_in_no_definition(root: Path) -> None:
-    made = definition.add("one", "cifs", {**CIFS, "disable": "1"})
+    made = defining.add("one", "cifs", {**CIFS, "disable": "1"})
     assert "s3cret" not in config()
     assert "\tpassword" not in config()
     assert "password" not in made.as_data()
@@ -54,19 +54,19 @@ def test_a_password_lies_in_no_definition(root: Path) -> None:
 
 
 def test_a_changed_password_is_kept_and_a_deleted_one_is_gone(root: Path) -> None:
-    definition.add("one", "cifs", {**CIFS, "disable": "1"})
+    defining.add("one", "cifs", {**CIFS, "disable": "1"})
     before = config()
-    definition.update("one", {"password": "other"})
+    defining.update("one", {"password": "other"})
     assert secrets.read("one", "cifs", "password") == "other"
     assert config() == before
-    definition.update("one", {"content": "iso"}, delete=["password"])
+    defining.update("one", {"content": "iso"}, delete=["password"])
     assert secrets.read("one", "cifs", "password") is None
     assert "content iso" in config()
 
 
 def test_secrets_go_with_the_storage(root: Path) -> None:
-    definition.add("one", "cifs", {**CIFS, "disable": "1"})
-    definition.remove("one")
+    defining.add("one", "cifs", {**CIFS, "disable": "1"})
+    defining.remove("one")
     assert config() == ""
     assert not [*(root / "etc/pve/priv/storage").iterdir()]
 
@@ -92,7 +92,7 @@ def test_secrets_go_with_the_storage(root: Path) -> None:
 )
 def test_what_cannot_be_reached_is_not_defined(root: Path, type_: str, raw: dict[str, str], sentence: str) -> None:
     with pytest.raises(PveError, match=sentence) as told:
-        definition.add("one", type_, raw)
+        defining.add("one", type_, raw)
     assert "s3cret" not in str(told.value)
     assert config() == ""
     assert not any(name.endswith(".pw") for name in below(root))
@@ -101,36 +101,36 @@ def test_what_cannot_be_reached_is_not_defined(root: Path, type_: str, raw: dict
 
 def test_a_user_needs_a_password(root: Path) -> None:
     with pytest.raises(PveError, match=r"user 'me' has no password \(option password\)"):
-        definition.add("one", "cifs", {key: text for key, text in CIFS.items() if key != "password"})
+        defining.add("one", "cifs", {key: text for key, text in CIFS.items() if key != "password"})
 
 
 def test_a_failing_definition_brings_an_older_secret_back(root: Path) -> None:
     """Such as a keyring that was laid there by hand."""
     secrets.write("one", "cifs", {"password": "by hand"})
     with pytest.raises(PveError):
-        definition.add("one", "cifs", CIFS)
+        defining.add("one", "cifs", CIFS)
     assert secrets.read("one", "cifs", "password") == "by hand"
 
 
 def test_a_change_that_does_not_work_changes_nothing(root: Path) -> None:
-    definition.add("one", "cifs", {**CIFS, "disable": "1"})
-    definition.update("one", {}, delete=["disable"])  # nothing about the way to the server
+    defining.add("one", "cifs", {**CIFS, "disable": "1"})
+    defining.update("one", {}, delete=["disable"])  # nothing about the way to the server
     before = config()
     for raw in ({"password": "other"}, {"username": "you"}, {"options": "port=10"}):
         with pytest.raises(PveError, match="is not online"):
-            definition.update("one", raw)
+            defining.update("one", raw)
     with pytest.raises(PveError, match="is not online"):
-        definition.update("one", {}, delete=["options"])
+        defining.update("one", {}, delete=["options"])
     assert config() == before
     assert secrets.read("one", "cifs", "password") == "s3cret"
-    definition.update("one", {"content": "iso", "nodes": paths.node()})
+    defining.update("one", {"content": "iso", "nodes": paths.node()})
     assert "content iso" in config()
 
 
 def test_what_is_switched_off_or_elsewhere_need_not_work(root: Path) -> None:
-    definition.add("off", "nfs", {**NFS, "disable": "1"})
-    definition.add("away", "nfs", {**NFS, "nodes": "other"})
-    definition.update("off", {"options": "port=10"})
+    defining.add("off", "nfs", {**NFS, "disable": "1"})
+    defining.add("away", "nfs", {**NFS, "nodes": "other"})
+    defining.update("off", {"options": "port=10"})
     assert "options port=10" in config()
 
 
@@ -139,7 +139,7 @@ def test_others_are_defined_while_one_is_still_tried(root: Path, monkeypatch: py
     with listening(None) as port:
         trying = threading.Thread(target=_tried, args=(port,))
         trying.start()
-        definition.add("other", "dir", {"path": f"{root}/other", "content": "iso"})
+        defining.add("other", "dir", {"path": f"{root}/other", "content": "iso"})
         assert trying.is_alive()
         trying.join(30)
     assert list(definition.load().ids()) == ["other"]
@@ -147,13 +147,13 @@ def test_others_are_defined_while_one_is_still_tried(root: Path, monkeypatch: py
 
 def _tried(port: int) -> None:
     with pytest.raises(PveError, match="no answer within 6 seconds"):
-        definition.add("one", "nfs", {**NFS, "options": f"port={port}"})
+        defining.add("one", "nfs", {**NFS, "options": f"port={port}"})
 
 
 def test_names_are_used_once(root: Path) -> None:
-    definition.add("one", "dir", {"path": f"{root}/one"})
+    defining.add("one", "dir", {"path": f"{root}/one"})
     with pytest.raises(Exists, match="'one' is already defined"):
-        definition.add("one", "dir", {"path": f"{root}/two"})
+        defining.add("one", "dir", {"path": f"{root}/two"})
     assert not (root / "two").exists()
 
 
@@ -163,16 +163,16 @@ def test_a_storage_that_another_one_lies_on_stays(root: Path) -> None:
         "lvm: vols\n\tvgname vg\n\tbase san:0.0.1.scsi-36001405\n"
     )
     with pytest.raises(Refused, match=r"storage 'san' can't be removed: storage 'vols' lies on its volume 'san:0\.0"):
-        definition.remove("san")
+        defining.remove("san")
     with pytest.raises(NotFound):
-        definition.remove("sa")
+        defining.remove("sa")
 
 
 def test_removing_goes_on_where_deactivating_does_not(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths.storage_config().write_text("iscsi: one\n\tportal 127.0.0.1\n\ttarget x/y\n")
     lines: list[str] = []
     with log.sink(lines.append):
-        definition.remove("one")
+        defining.remove("one")
     assert config() == ""
     assert len(lines) == 1
     assert lines[0].startswith("WARN: storage 'one': value 'x/y' of option 'target' does not look like the name of an")
@@ -192,7 +192,7 @@ def test_what_cannot_be_mounted_can_be_let_go(root: Path, section: str) -> None:
     paths.storage_config().write_text(section)
     lines: list[str] = []
     with log.sink(lines.append):
-        definition.remove("one")
+        defining.remove("one")
     assert (config(), lines) == ("", [])
 
 
@@ -201,22 +201,22 @@ def test_a_new_storage_takes_over_no_password_of_an_old_one(root: Path) -> None:
     wanted = {key: text for key, text in CIFS.items() if key != "password"}
     secrets.write("one", "cifs", {"password": "old"})
     with pytest.raises(PveError, match=r"storage 'one': user 'me' has no password \(option password\)"):
-        definition.add("one", "cifs", wanted)
-    definition.add("one", "cifs", {**wanted, "disable": "1"})
+        defining.add("one", "cifs", wanted)
+    defining.add("one", "cifs", {**wanted, "disable": "1"})
     assert secrets.read("one", "cifs", "password") is None
     secrets.write("two", "rbd", {"keyring": "by hand"})
-    definition.add("two", "rbd", {"pool": "p", "disable": "1"})
+    defining.add("two", "rbd", {"pool": "p", "disable": "1"})
     assert secrets.read("two", "rbd", "keyring") == "by hand"
 
 
 def test_a_digest_is_older_than_the_data_that_it_comes_with(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What somebody changes in between is then seen, or a later change is refused."""
-    definition.add("one", "nfs", {**NFS, "disable": "1"})
+    defining.add("one", "nfs", {**NFS, "disable": "1"})
     before, get = definition.load().digest, definition.get
 
     def changed(name: str) -> definition.Definition:
         found = get(name)
-        definition.update("one", {"content": "iso"})
+        defining.update("one", {"content": "iso"})
         return found
 
     tree.load("storage")
@@ -226,11 +226,11 @@ def test_a_digest_is_older_than_the_data_that_it_comes_with(root: Path, monkeypa
 
 def test_unknown_types_and_options_are_told(root: Path) -> None:
     with pytest.raises(ParamErrors, match="type: value 'fancy' does not have a value in the enumeration"):
-        definition.add("one", "fancy", {})
+        defining.add("one", "fancy", {})
     with pytest.raises(ParamErrors, match="export: property is missing and it is not optional"):
-        definition.add("one", "nfs", {"server": "a"})
+        defining.add("one", "nfs", {"server": "a"})
     with pytest.raises(ParamErrors, match="subdir: unexpected property for storage type 'nfs'"):
-        definition.add("one", "nfs", {**NFS, "subdir": "/x"})
+        defining.add("one", "nfs", {**NFS, "subdir": "/x"})
 
 
 def test_a_foreign_mount_at_the_place_is_not_taken_for_the_own_one(root: Path) -> None:
