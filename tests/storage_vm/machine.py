@@ -31,7 +31,7 @@ from tests.sandbox import cache
 from tests.storage_vm import payload
 from tests.storage_vm.build import Assets
 
-DATA_DISKS = 6
+DATA_DISKS = 7
 DATA_SIZE = 6 << 30
 PAYLOAD_SIZE = 96 << 20
 MEMORY = 2048

@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pvetools.storage import mounts, secrets, servers
@@ -61,26 +61,19 @@ def _marked_device(path: str, name: str) -> tuple[str, Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def lvm() -> Iterator[Bed]:
-    """A volume group of 4 GiB on disk 0."""
-    device = disk(0)
-    sh(f"vgcreate -q vgdata {device}")
+def _volume_group(name: str, number: int, options: str = "") -> Iterator[Bed]:
+    """A volume group of 6 GiB on a disk."""
+    device = disk(number)
+    sh(f"vgcreate -q {name} {device}")
 
     def foreign() -> tuple[str, Callable[[], bool]]:
-        sh("lvs vgdata/backup || lvcreate -qy -L 8M -n backup vgdata")
-        return _marked_device("/dev/vgdata/backup", "backup")
+        sh(f"lvs {name}/backup || lvcreate -qy -L 8M -n backup {name}")
+        return _marked_device(f"/dev/{name}/backup", "backup")
 
     try:
-        yield Bed(f"lvm: {STORAGE}\n\tvgname vgdata\n", foreign)
+        yield Bed(f"lvm: {STORAGE}\n\tvgname {name}\n{options}", foreign)
     finally:
-        sh("vgremove -qfy vgdata")
-
-
-@contextlib.contextmanager
-def lvmchain() -> Iterator[Bed]:
-    """The same group, with snapshots as chains of qcow2 images on logical volumes."""
-    with lvm() as plain:
-        yield replace(plain, section=f"{plain.section}\tsnapshot-as-volume-chain 1\n")
+        sh(f"vgremove -qfy {name}")
 
 
 @contextlib.contextmanager
@@ -294,8 +287,8 @@ BEDS: dict[str, Callable[[], contextlib.AbstractContextManager[Bed]]] = {
     "btrfs": btrfs,
     "cifs": cifs,
     "dir": directory,
-    "lvm": lvm,
-    "lvmchain": lvmchain,
+    "lvm": lambda: _volume_group("vgdata", 0),
+    "lvmchain": lambda: _volume_group("vgchain", 6, "\tsnapshot-as-volume-chain 1\n"),
     "lvmthin": lvmthin,
     "nfs3": lambda: _nfs("3"),
     "nfs4": lambda: _nfs("4.2"),

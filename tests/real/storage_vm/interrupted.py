@@ -219,6 +219,7 @@ LEFT = {
     "btrfs": "find /mnt/btrfs/images -type f -o -name '.*' | sort",
     "dir": "find /mnt/dir/images -type f -o -type d -name 'vm-*' | sort",
     "lvm": "lvs --noheadings -o lv_name vgdata",
+    "lvmchain": "lvs --noheadings -o lv_name vgchain",
     "lvmthin": "lvs --noheadings -o lv_name vgthin",
     "zfspool": "zfs list -H -o name -t all -r tank/vms",
 }

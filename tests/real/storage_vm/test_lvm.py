@@ -25,7 +25,7 @@ Define = Callable[..., None]
 
 @pytest.fixture(scope="module")
 def group(module_root: Path) -> Iterator[None]:
-    with beds.lvm():
+    with beds.BEDS["lvm"]():
         yield
 
 

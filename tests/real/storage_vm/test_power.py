@@ -13,7 +13,7 @@ from tests.real.storage_vm.beds import BEDS
 from tests.storage_vm import payload
 from tests.storage_vm.machine import Machine, Request
 
-FORMS = {"btrfs": "raw", "dir": "qcow2", "lvm": "raw", "lvmthin": "raw", "zfspool": "raw"}
+FORMS = {"btrfs": "raw", "dir": "qcow2", "lvm": "raw", "lvmchain": "qcow2", "lvmthin": "raw", "zfspool": "raw"}
 NO_SNAPSHOTS = {"lvm"}
 TRIES = random.Random(20)  # the same moments in each run
 PATIENCE = 400.0
