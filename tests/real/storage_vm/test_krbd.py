@@ -63,7 +63,6 @@ def mapped() -> list[str]:
     return [path.read_text().strip() for path in Path("/sys/bus/rbd/devices").glob("*/name")]
 
 
-@pytest.mark.core
 def test_what_is_mounted_is_mapped_and_goes_when_nobody_uses_it(volid: str) -> None:
     assert volumes.source(volid).kind == "network"
     assert mapped() == []
