@@ -256,7 +256,9 @@ class GroupStorage(FlatStorage):
         """Tags of a change on this node that was interrupted before it took place, or after: the name is a volume's."""
         if found.name.startswith((_COMING[0], _DOOMED[0])):
             return []
-        return [tag for _, mark in (_DOOMED, _COMING) if (tag := mark + paths.node()) in found.tags]
+        # a storage of the other kind in this group, which has a lock of its own, may be about to remove a volume of its
+        marks = (_DOOMED, _COMING) if self.mine(found) else (_COMING,)
+        return [tag for _, mark in marks if (tag := mark + paths.node()) in found.tags]
 
     def settle(self) -> None:
         """Finish what was to take a volume's place when a command was interrupted; drop it if the volume is there.

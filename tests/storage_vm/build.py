@@ -86,7 +86,7 @@ class Assets:
 def unsupported() -> str:
     """Why this host can't have the VM, which is built from its own release's packages; empty when it can."""
     info = template.release()
-    if (info["ID"], info["VERSION_ID"]) not in RELEASES:
+    if (info["ID"], info.get("VERSION_ID")) not in RELEASES:
         return f"the storage VM is built on Debian 12 only (this host is {info['PRETTY_NAME']})"
     return "" if shutil.which("qemu-system-x86_64") else "the storage VM needs qemu-system-x86_64"
 
