@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pvetools.storage.streaming import Meter
 from pvetools.system.errors import PveError
-from pvetools.system.streams import MIB, Memory, Output, read_full
+from pvetools.system.streams import MIB, Memory, Output
 
 if TYPE_CHECKING:
     from pvetools.system.nbd import Export
@@ -79,7 +80,7 @@ def fill(stream: int, image: Export, size: int) -> None:
                 _finish(image, under_way.popleft())
             length = min(MIB, size - offset)
             at = number % _BLOCKS * MIB
-            check_complete(offset + read_full(stream, memory.view(at, length)), offset + length, size)
+            check_complete(offset + _read(stream, memory.view(at, length), image), offset + length, size)
             runs = _data(bytes(memory.view(at, length)))
             under_way.append([image.begin_write(offset + start, memory.slice(at + start, end - start))
                               for start, end in runs])  # fmt: skip
@@ -87,6 +88,35 @@ def fill(stream: int, image: Export, size: int) -> None:
         while under_way:
             _finish(image, under_way.popleft())
         image.complete()
+
+
+def _read(stream: int, buffer: memoryview, image: Export) -> int:
+    """Fill the buffer from a stream, as far as that goes, while what was begun at the image goes on."""
+    done = 0
+    while done < len(buffer):
+        _await(stream, image)
+        count = os.readv(stream, [buffer[done:]])
+        if not count:
+            break
+        done += count
+    return done
+
+
+def _await(stream: int, image: Export) -> None:
+    """Let an image's connection make steps until a stream has something to read, however long that takes."""
+    come = False
+
+    def wait(connection: int, events: int) -> int:
+        nonlocal come
+        poll = select.poll()
+        poll.register(stream, select.POLLIN)
+        poll.register(connection, events)
+        ready = dict(poll.poll())
+        come = stream in ready
+        return ready.get(connection, 0)
+
+    while not come:
+        image.turn(wait)
 
 
 def _finish(image: Export, tickets: list[int]) -> None:

@@ -8,8 +8,10 @@ and ``btrfs`` are the storages' own streams of snapshots, which can be increment
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from pvetools.storage import images, names, volumes
+from pvetools.storage.convert import Image, convert
 from pvetools.storage.driver import Driver, Source, Stream, Streaming, Wish
 from pvetools.storage.streaming import feed, stream
 from pvetools.system import log, run, task
@@ -27,6 +30,7 @@ from pvetools.system.streams import file_size, read_full, widen_pipe, write_all
 HEADER = struct.Struct("<Q")
 _MOST = 1 << 62  # bytes; a header beyond that is none
 _NO_SPACE = 1 << 16  # bytes that may be left on a storage that is full
+_SECTOR = 512  # bytes; what qemu-img counts in
 _ONLY_LEAKS = 3  # of qemu-img: an image takes more space than it needs, as after a power cut
 _WHOLE_IMAGES = ("qcow2+size", "vmdk+size")
 _TAR_END = 1024  # bytes at the end of every archive, which are zeros
@@ -307,6 +311,8 @@ def _fill_raw(target: Source, source: int, size: int) -> None:
         said = stream(["dd", f"of={target.path}", *limits, "conv=sparse,notrunc,fsync"], stdin=source, total=size)
         found = re.search(r"^(\d+) bytes?\b", said, re.MULTILINE)
         pump.check_complete(int(found[1]) if found else 0, size, size)
+    elif size % _SECTOR == 0 and _opens_again(source):
+        _fill_from_file(target, source, size)
     else:
         from pvetools.system import nbd
 
@@ -314,6 +320,22 @@ def _fill_raw(target: Source, source: int, size: int) -> None:
         with nbd.image(place, target.format, read_only=False, known_zero=True, options=target.options) as image:
             pump.fill(source, image, size)
     pump.check_end(source)
+
+
+def _opens_again(source: int) -> bool:
+    """Whether another program can open the file that is read: no pipe, and on a share root may have no right to."""
+    return stat.S_ISREG(os.fstat(source).st_mode) and os.access(f"/proc/self/fd/{source}", os.R_OK)
+
+
+def _fill_from_file(target: Source, source: int, size: int) -> None:
+    from pvetools.storage import pump
+
+    start = os.lseek(source, 0, os.SEEK_CUR)
+    pump.check_complete(os.fstat(source).st_size - start, size, size)
+    place = {"driver": "file", "filename": "/proc/self/fd/0"}
+    content = json.dumps({"driver": "raw", "offset": start, "size": size, "file": place})
+    convert(Image(f"json:{content}", "raw", size), target, stdin=source)
+    os.lseek(source, start + size, os.SEEK_SET)
 
 
 def _fill_image(target: Source, source: int, size: int) -> None:
@@ -362,19 +384,12 @@ def copy(source: str, target: str, state: State = NOW, *, rename: bool = False) 
 
 
 def _copy_disk(volid: str, target: str, *, rename: bool) -> str:
-    """Copy a disk as qemu-img does it, which does not even read holes."""
     driver, name = volumes.ready(volid)
     source, size = driver.source(name), driver.volume(name).size
     with contextlib.ExitStack() as undo:
         made, into = _made(target, size, undo, rename=rename)
-        if into.kind == "network":  # a qemu-img that is interrupted would keep the volume in use for a while
-            with _exported(volid, "raw+size", NOW) as outlet:
-                _fill_raw(into, outlet, read_header(outlet))
-        else:
-            options = dict.fromkeys((*source.options, *into.options))
-            words = ["qemu-img", "convert", "-n", "--target-is-zero", "-t", "writeback", *options]
-            with _full_told(volumes.ready(made)[0]):
-                stream([*words, "-f", source.format, "-O", into.format, source.image, into.image], total=size)
+        with _full_told(volumes.ready(made)[0]):
+            convert(Image(source.image, source.format, size, source.options), into)
         undo.pop_all()
     return made
 

@@ -80,7 +80,7 @@ class Export:
         with _connect(path, self._label, alive) as link, self._errors():
             self._handle.aio_connect_socket(link.detach())
         while self._handle.aio_is_connecting():
-            self._turn(_wait_to_connect)
+            self.turn(_wait_to_connect)
         if not self._handle.aio_is_ready():
             raise PveError(f"the NBD server of '{self._label}' refuses export '{name}'")
         self.size: int = self._handle.get_size()
@@ -101,8 +101,8 @@ class Export:
         except self._nbd.Error as error:
             raise PveError(f"NBD server of '{self._label}': {error}") from error
 
-    def _turn(self, wait: Wait) -> None:
-        """Let the connection make one step."""
+    def turn(self, wait: Wait) -> None:
+        """Let the connection make one step, if ``wait`` says that it is ready for one."""
         with self._errors():
             direction = self._handle.aio_get_direction()
             reads = direction & self._nbd.AIO_DIRECTION_READ
@@ -120,7 +120,7 @@ class Export:
             with self._errors():
                 if self._handle.aio_command_completed(ticket):
                     return
-            self._turn(wait)
+            self.turn(wait)
 
     # --- source ---
 

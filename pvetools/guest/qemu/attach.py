@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pvetools.guest.common.kind import Making
-from pvetools.guest.qemu import buses, host, image
+from pvetools.guest.qemu import buses, host
 from pvetools.guest.qemu.disks import is_cdrom
-from pvetools.guest.qemu.image import Image
 from pvetools.storage import volumes
+from pvetools.storage.convert import Image, convert, foreign
 from pvetools.system import log
 from pvetools.system.errors import NotFound, ParamErrors, PveError, Refused, RunError
 from pvetools.system.units import GIB, format_size
@@ -107,19 +107,19 @@ def import_image(
         found = _import_source(source, opened, working)
         size = max(size, whole_blocks(found.size))
         volid = _allocate(vmid, storage, size, form, undo)
-        image.convert(found, volumes.source(volid))
+        convert(found, volumes.source(volid), label="import")
     return volid, size
 
 
 def _import_source(source: str, opened: ExitStack, working: str = "") -> Image:
     """The image behind a path or a volume id; what was unpacked for it goes with the stack."""
     if source.startswith("/"):
-        return image.foreign(Path(source))
+        return foreign(Path(source))
     content = volumes.parse(source).content
     if content == "import":
         found = opened.enter_context(volumes.importable(source, working))
         if not found.url:
-            return image.foreign(found.path, found.format)
+            return foreign(found.path, found.format)
     else:
         found = volumes.source(source)
     if content not in ("import", "images"):

@@ -183,17 +183,35 @@ def test_whole_image_files_go_with_their_snapshots(storages: Root, cli: Callable
         assert read(target) == content(1)
 
 
-def test_a_pipe_carries_a_volume(storages: Root) -> None:
+@pytest.mark.parametrize("target", ["snaps:100/vm-100-disk-0.raw", "two:100/vm-100-disk-0.qcow2"])
+def test_a_pipe_carries_a_volume(storages: Root, target: str) -> None:
     data = content(3)
     disk("one", "qcow2", data)
     export = storages.argv("pvesm", "export", "one:100/vm-100-disk-0.qcow2", "raw+size", "-")
-    fetch = storages.argv("pvesm", "import", "snaps:100/vm-100-disk-0.raw", "raw+size", "-")
+    fetch = storages.argv("pvesm", "import", target, "raw+size", "-")
     environment = storages.environment()
     with subprocess.Popen(export, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as first:
         done = subprocess.run(fetch, stdin=first.stdout, capture_output=True, text=True, env=environment, timeout=60)
-        assert done.stdout == "successfully imported 'snaps:100/vm-100-disk-0.raw'\n", done.stderr
+        assert done.stdout == f"successfully imported '{target}'\n", done.stderr
         assert b"\r" not in first.stderr.read()
-    assert read("snaps:100/vm-100-disk-0.raw") == data
+    assert read(target) == data
+
+
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+@pytest.mark.parametrize("size", [1000, 3 * MIB, 3 * MIB + 512])
+def test_a_file_on_standard_input_is_read_from_where_it_stands(storages: Root, form: str, size: int) -> None:
+    """The stream may stand in the middle of a file that has lost its name, and end within a sector."""
+    data, volid = content(4)[:size], f"two:100/vm-100-disk-0.{form}"
+    argv = storages.argv("pvesm", "import", volid, "raw+size", "-")
+    (storages / "stream").write_bytes(b"before" + struct.pack("<Q", size) + data)
+    with (storages / "stream").open("rb", 0) as file:
+        file.seek(6)
+        (storages / "stream").unlink()
+        environment = storages.environment()
+        done = subprocess.run(argv, stdin=file, capture_output=True, text=True, env=environment, timeout=60)
+        assert done.stdout == f"successfully imported '{volid}'\n", done.stderr
+        assert file.tell() == 14 + size
+    assert read(volid)[:size] == data
 
 
 @pytest.mark.parametrize("place", ["tcp://127.0.0.1", "tcp://127.0.0.0/24", "unix"])
@@ -367,11 +385,13 @@ HEAD = struct.pack("<Q", MIB)
         ("snaps:100/vm-100-disk-0.raw", "raw+size", HEAD + b"x", "the stream ended after 1 of 1048576 bytes"),
     ],
 )
+@pytest.mark.parametrize("way", ["file", "pipe"])
 def test_a_damaged_stream_leaves_nothing(
-    storages: Root, cli: Callable[..., Result], volume: str, form: str, data: bytes, why: str
+    storages: Root, cli: Callable[..., Result], volume: str, form: str, data: bytes, why: str, way: str
 ) -> None:
     (storages / "stream").write_bytes(data)
-    ran = cli("pvesm", "import", volume, form, storages / "stream")
+    given = "-" if way == "pipe" else storages / "stream"
+    ran = cli("pvesm", "import", volume, form, given, stdin=data)
     assert ran.status == 255
     assert why in ran.stderr
     assert below(storages) == []

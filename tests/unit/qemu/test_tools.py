@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvetools.guest.qemu import hypervisor, image, place, running, showcmd, terminal
+from pvetools.guest.qemu import hypervisor, place, running, showcmd, terminal
 from pvetools.guest.qemu.element import Element
 from pvetools.network import bridges, firewall, taps
 from pvetools.render import guests
 from pvetools.render.output import OutputOptions
-from pvetools.storage.driver import Source
-from pvetools.system.errors import NotFound, ParamErrors, Refused, RunError
+from pvetools.system.errors import ParamErrors, Refused
 
 
 @pytest.fixture
@@ -161,15 +160,6 @@ def test_elements_are_written_with_escapes() -> None:
     assert top.serialise() == (
         '<a x="1" z="&quot;&lt;&amp;&gt;&#10;">\n  <b>&lt;text&gt;</b>\n  <c>\n    <d/>\n  </c>\n</a>\n'
     )
-
-
-def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="gone"):
-        image.foreign(tmp_path / "gone.raw")
-    small = tmp_path / "small.raw"
-    small.write_bytes(bytes(8192))
-    with pytest.raises(RunError, match="qemu-img"):
-        image.convert(image.foreign(small), Source("file", tmp_path / "no/such/target.raw", "raw"))
 
 
 def test_the_table_of_machines() -> None:
