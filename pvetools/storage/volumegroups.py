@@ -30,7 +30,7 @@ run.PACKAGES |= dict.fromkeys(
 _GROUP = "vg_name,vg_size,vg_free,vg_extent_size"
 _LOGICAL = "lv_name,lv_size,lv_attr,pool_lv,origin,data_percent,metadata_percent,lv_time,lv_tags,thin_id"
 _FRESH = 1.0  # seconds
-TIMEOUT = 600.0  # of LVM's tools; whoever waits for one that hangs holds the lock of the storage
+TIMEOUT = 600.0  # of LVM's tools; whoever waits for one that hangs holds the lock of the group
 _FULL_TEXT = ("insufficient free space", "insufficient suitable")
 # What a command is at work on carries a name that is no volume's and a tag with the name of the node: (name, tag).
 _DOOMED = ("del-", "pvetools-wipe-")  # a volume that is being removed
@@ -195,8 +195,8 @@ class GroupStorage(FlatStorage):
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the storage's lock."""
-        with lock.storage_lock(self.id):
+        """Hold the lock of the volume group."""
+        with lock.group_lock(self.vg):
             self._rows, self._until = None, float("inf")
             try:
                 yield
@@ -256,14 +256,12 @@ class GroupStorage(FlatStorage):
         """Tags of a change on this node that was interrupted before it took place, or after: the name is a volume's."""
         if found.name.startswith((_COMING[0], _DOOMED[0])):
             return []
-        # a storage of the other kind in this group, which has a lock of its own, may be about to remove a volume of its
-        marks = (_DOOMED, _COMING) if self.mine(found) else (_COMING,)
-        return [tag for _, mark in marks if (tag := mark + paths.node()) in found.tags]
+        return [tag for _, mark in (_DOOMED, _COMING) if (tag := mark + paths.node()) in found.tags]
 
     def settle(self) -> None:
         """Finish what was to take a volume's place when a command was interrupted; drop it if the volume is there.
 
-        The caller holds the storage's lock.
+        The caller holds the group's lock.
         """
         found = {row.name: row for row in self.rows()}
         for row in found.values():
@@ -362,7 +360,7 @@ class GroupStorage(FlatStorage):
         return Source("block", path, "raw")
 
     def idle(self, name: str) -> Logical:
-        """A volume that nobody uses, made inactive to be sure; the caller holds the storage's lock. Refused."""
+        """A volume that nobody uses, made inactive to be sure; the caller holds the group's lock. Refused."""
         found = self.logical(name)
         self.still(name, found)
         return found

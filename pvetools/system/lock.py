@@ -69,6 +69,11 @@ def storage_lock(storage: str, timeout: float = 60.0) -> contextlib.AbstractCont
     return locked(paths.lock_dir() / f"storage-{storage}.lock", timeout, what=f"storage '{storage}'")
 
 
+def group_lock(group: str, timeout: float = 60.0) -> contextlib.AbstractContextManager[None]:
+    """The same for an LVM volume group, which several storages may lie on."""
+    return locked(paths.lock_dir() / f"group-{group}.lock", timeout, what=f"volume group '{group}'")
+
+
 def config_lock(name: str, timeout: float = DEFAULT_TIMEOUT) -> contextlib.AbstractContextManager[None]:
     """The lock of one shared configuration file, such as ``storage.cfg``."""
     return locked(paths.lock_dir() / f"file-{name}.lock", timeout, what=f"file '{name}'")

@@ -14,7 +14,7 @@ from tests.sandbox import template
 
 MIB = 1 << 20
 DISK = 4096  # MiB
-ROUNDS = 3
+ROUNDS = 5
 MEMORY = 200.0  # MB
 THREADS = "2"
 
@@ -45,10 +45,14 @@ def write_disk(path: Path) -> None:
 
 
 def alternately(*actions: tuple[Callable[[], object], Callable[[], object]]) -> list[float]:
-    """Median seconds of each action; after each of its runs its traces are removed, and are not counted."""
+    """Median seconds of each action; after each of its runs its traces are removed, and are not counted.
+
+    Data that is still on its way to the disk when one ends would slow the next one down.
+    """
     seconds: list[list[float]] = [[] for _ in actions]
     for _ in range(ROUNDS):
         for times, (action, clean) in zip(seconds, actions, strict=True):
+            os.sync()
             times.append(timed(action))
             clean()
     return [statistics.median(times) for times in seconds]

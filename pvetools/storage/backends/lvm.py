@@ -139,7 +139,7 @@ class VolumeGroup(ChainStorage):
 
     @contextlib.contextmanager
     def _to_wipe(self, doomed: str) -> Iterator[bool]:
-        """Hold a volume that is being removed; False: another process is at it. The caller holds the storage's lock."""
+        """Hold a volume that is being removed; False: another process is at it. The caller holds the group's lock."""
         path = self.device(doomed)
         if not blockdev.is_device(path):
             self.reach(doomed)
@@ -147,7 +147,7 @@ class VolumeGroup(ChainStorage):
             yield alone
 
     def _remove(self, doomed: str, held: contextlib.ExitStack) -> None:
-        """Overwrite a volume that this process holds, outside of the storage's lock, and remove it."""
+        """Overwrite a volume that this process holds, outside of the group's lock, and remove it."""
         try:
             self._wipe(doomed)
         except PveError as error:

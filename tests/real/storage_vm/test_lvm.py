@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -285,6 +286,19 @@ def test_a_group_shared_with_other_nodes_keeps_their_unfinished_removals(define:
     define()
     volumes.alloc(STORAGE, 100, MIB)
     assert names() == ["vm-100-disk-0"]
+
+
+def _alloc(storage: str) -> str:
+    return volumes.alloc(storage, 100, MIB).partition(":")[2]
+
+
+def test_storages_on_one_group_wait_for_each_other(define: Define) -> None:
+    define()
+    with paths.storage_config().open("a") as file:
+        file.write("\nlvm: other\n\tvgname vgdata\n\tcontent images,rootdir\n")
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        made = pool.map(_alloc, [STORAGE, "other"] * 6, chunksize=1)
+    assert sorted(made) == sorted(f"vm-100-disk-{number}" for number in range(12))
 
 
 # Shared groups.

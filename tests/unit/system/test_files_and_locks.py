@@ -81,6 +81,7 @@ def _holder(call: str) -> subprocess.Popen[str]:
     [
         ("lock.guest_lock(100)", "guest 100 is in use by another process"),
         ("lock.storage_lock('local')", "storage 'local' is in use by another process"),
+        ("lock.group_lock('pve')", "volume group 'pve' is in use by another process"),
         ("lock.config_lock('storage.cfg')", "file 'storage.cfg' is in use by another process"),
     ],
 )
