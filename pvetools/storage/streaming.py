@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import select
+import signal
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -53,7 +55,7 @@ def stream(
         total: bytes that it will move, for the progress.
 
     Raises:
-        RunError: with its words. MissingTool.
+        RunError: with its words. BrokenPipeError: nobody reads what it writes. MissingTool.
     """
     words = [os.fspath(word) for word in argv]
     source = run.DEVNULL if stdin is None else stdin
@@ -67,6 +69,8 @@ def stream(
             raise
         errors.seek(0)
         said = errors.read().decode("utf-8", "replace")
+    if code == -signal.SIGPIPE and stdout is not None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
     if code:
         raise RunError(words, code, said)
     meter.at(total)

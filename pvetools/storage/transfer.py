@@ -154,12 +154,30 @@ def export(volid: str, form: str, out: int, state: State = NOW) -> None:
 
     Raises:
         NotFound: no such volume or snapshot. Refused: the storage or the state does not go with that format.
-        As ``volumes.usable``.
+        PveError: the descriptor takes no more. As ``volumes.usable``.
     """
     check_export(volid, form, state)
+    widen_pipe(out)
+    with _told("written"):
+        _write(volid, form, out, state)
+
+
+@contextlib.contextmanager
+def _told(verb: str) -> Iterator[None]:
+    """Say it of the stream when the system has no name for the file that failed."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename:
+            raise
+        raise PveError(f"the stream can't be {verb}: {error.strerror}") from error
+
+
+def _write(volid: str, form: str, out: int, state: State) -> None:
     driver, name = volumes.ready(volid)
     source = driver.source(name)
-    widen_pipe(out)
     if form in _WHOLE_IMAGES:
         _export_image(volid, source, out)
     elif form == "tar+size":
@@ -239,8 +257,13 @@ def import_(volid: str, form: str, source: int, state: State = NOW, *, rename: b
         is damaged or ended too early, the storage is full. As ``volumes.usable``.
     """
     check_import(volid, form, state, rename=rename)
-    driver, name = volumes.ready(volid)
     widen_pipe(source)
+    with _told("read"):
+        return _make(volid, form, source, state, rename=rename)
+
+
+def _make(volid: str, form: str, source: int, state: State, *, rename: bool) -> str:
+    driver, name = volumes.ready(volid)
     if not form.endswith("+size"):
         what = Stream(state.snapshot, state.base, state.snapshots)
         received = cast(Streaming, driver).receive(name, what, source, rename=rename)

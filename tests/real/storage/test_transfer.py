@@ -398,6 +398,30 @@ def test_a_damaged_stream_leaves_nothing(
     assert not (storages / "two/images/100").exists()
 
 
+@pytest.mark.parametrize("form", ["raw", "qcow2", "subvol"])
+def test_an_export_that_nobody_reads_on_ends_quietly(storages: Root, cli: Callable[..., Result], form: str) -> None:
+    if form == "subvol":
+        source, kind = folder("one"), "tar+size"
+        (volumes.path(source) / "big").write_bytes(os.urandom(2 * MIB))
+    else:
+        source, kind = disk("one", form, content(1)), "raw+size"
+    ran = cli("pvesm", "export", source, kind, "/dev/full")
+    assert (ran.status, ran.stderr) == (255, "the stream can't be written: No space left on device\n")
+    argv, environment = storages.argv("pvesm", "export", source, kind, "-"), storages.environment()
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+def test_a_stream_that_can_not_be_read_is_told(storages: Root, cli: Callable[..., Result], form: str) -> None:
+    ran = cli("pvesm", "import", f"one:100/vm-100-disk-0.{form}", "raw+size", "/etc")
+    assert (ran.status, ran.stderr) == (255, "the stream can't be read: Is a directory\n")
+    assert volumes.list_volumes("one") == []
+
+
 def test_an_image_file_that_is_cut_off_or_not_what_it_says_leaves_nothing(
     storages: Root, cli: Callable[..., Result]
 ) -> None:
