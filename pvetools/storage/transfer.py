@@ -25,7 +25,7 @@ from pvetools.storage.driver import Driver, Source, Stream, Streaming, Wish
 from pvetools.storage.streaming import feed, stream
 from pvetools.system import log, run, task
 from pvetools.system.errors import Exists, PveError, Refused, RunError
-from pvetools.system.streams import file_size, read_full, widen_pipe, write_all
+from pvetools.system.streams import FileSource, file_size, read_full, widen_pipe, write_all
 
 HEADER = struct.Struct("<Q")
 _MOST = 1 << 62  # bytes; a header beyond that is none
@@ -190,12 +190,13 @@ def _write(volid: str, form: str, out: int, state: State) -> None:
 
 
 def _export_raw(source: Source, out: int) -> None:
-    if source.format == "raw" and source.kind != "network":
-        size = _size_of(source.path)
-        write_all(out, HEADER.pack(size))
-        stream(["dd", f"if={source.path}", "bs=1M", "iflag=count_bytes", f"count={size}"], stdout=out, total=size)
-        return
     from pvetools.storage import pump
+
+    if source.format == "raw" and source.kind != "network":
+        with source.path.open("rb", 0) as file:
+            disk = FileSource(file.fileno(), str(source.path))
+            pump.copy_out(disk, out, HEADER.pack(disk.size))
+        return
     from pvetools.system import nbd
 
     place = source.path if source.kind != "network" else source.image

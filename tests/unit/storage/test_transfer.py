@@ -19,6 +19,7 @@ from pvetools.storage.driver import Capabilities
 from pvetools.storage.transfer import NOW, State
 from pvetools.system import log, nbd, paths, run
 from pvetools.system.errors import PveError, Refused
+from pvetools.system.streams import FileSource
 
 MIB = 1 << 20
 
@@ -108,6 +109,25 @@ def test_raw_data_goes_into_an_image_and_out_again(
     thread.join()
     os.close(reader)
     assert b"".join(came) == data
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, MIB - 9, MIB - 8, MIB - 7, MIB, 3 * MIB + 5, 4 * MIB - 8])
+@pytest.mark.parametrize("head", [b"", b"12345678"])
+def test_a_file_goes_out_behind_a_head(tmp_path: Path, size: int, head: bytes) -> None:
+    data = _noise(size)
+    (tmp_path / "disk").write_bytes(data)
+    with (tmp_path / "disk").open("rb") as disk, (tmp_path / "out").open("wb") as out:
+        pump.copy_out(FileSource(disk.fileno()), out.fileno(), head)
+    assert (tmp_path / "out").read_bytes() == head + data
+
+
+def test_a_file_that_becomes_shorter_meanwhile_is_told(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(_noise(3 * MIB))
+    with (tmp_path / "disk").open("r+b") as file, (tmp_path / "out").open("wb") as out:
+        disk = FileSource(file.fileno(), "vm-100-disk-0")
+        file.truncate(MIB)
+        with pytest.raises(PveError, match=f"'vm-100-disk-0' became shorter while it was read: no data at {MIB}"):
+            pump.copy_out(disk, out.fileno(), b"12345678")
 
 
 def test_zeros_take_no_space_in_an_image(tmp_path: Path) -> None:
