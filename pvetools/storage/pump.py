@@ -1,4 +1,4 @@
-"""Raw data between a stream and an image that only QEMU can open: qcow2, vmdk, RBD and the like."""
+"""Raw data between a stream and a disk: a file, or an image that only QEMU can open (qcow2, vmdk, RBD and the like)."""
 
 from __future__ import annotations
 
