@@ -25,7 +25,7 @@ from pvetools.storage.driver import Driver, Source, Stream, Streaming, Wish
 from pvetools.storage.streaming import feed, stream
 from pvetools.system import log, run, task
 from pvetools.system.errors import Exists, PveError, Refused, RunError
-from pvetools.system.streams import FileSource, file_size, read_full, widen_pipe, write_all
+from pvetools.system.streams import FileSource, read_full, widen_pipe, write_all
 
 HEADER = struct.Struct("<Q")
 _MOST = 1 << 62  # bytes; a header beyond that is none
@@ -190,13 +190,10 @@ def _write(volid: str, form: str, out: int, state: State) -> None:
 
 
 def _export_raw(source: Source, out: int) -> None:
-    from pvetools.storage import pump
-
     if source.format == "raw" and source.kind != "network":
-        with source.path.open("rb", 0) as file:
-            disk = FileSource(file.fileno(), str(source.path))
-            pump.copy_out(disk, out, HEADER.pack(disk.size))
+        _copy_out(source.path, out)
         return
+    from pvetools.storage import pump
     from pvetools.system import nbd
 
     place = source.path if source.kind != "network" else source.image
@@ -205,20 +202,20 @@ def _export_raw(source: Source, out: int) -> None:
         pump.drain(image, out)
 
 
-def _size_of(path: Path) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return file_size(fd)
-    finally:
-        os.close(fd)
+def _copy_out(path: Path, out: int, size: int | None = None) -> None:
+    """Write a file or device behind the size of the disk that it holds; default: its own."""
+    from pvetools.storage import pump
+
+    with path.open("rb", 0) as file:
+        content = FileSource(file.fileno(), str(path))
+        pump.copy_out(content, out, HEADER.pack(content.size if size is None else size))
 
 
 def _export_image(volid: str, source: Source, out: int) -> None:
     info = images.inspect(source.path, source.format)
     if info.backing or info.external:
         raise Refused(f"volume '{volid}' can't be exported as one file: its data lies in other files as well")
-    write_all(out, HEADER.pack(info.size))
-    stream(["dd", f"if={source.path}", "bs=1M"], stdout=out, total=_size_of(source.path))
+    _copy_out(source.path, out, info.size)
 
 
 def _own_stream(driver: Driver, name: str, state: State) -> Stream:
