@@ -14,7 +14,7 @@ from tests.sandbox import template
 
 MIB = 1 << 20
 DISK = 4096  # MiB
-ROUNDS = 6  # even: each goes first equally often
+ROUNDS = 6
 MEMORY = 200.0  # MB
 THREADS = "2"
 
@@ -44,15 +44,16 @@ def write_disk(path: Path) -> None:
             disk.write(bytes(MIB))
 
 
-def alternately(*actions: tuple[Callable[[], object], Callable[[], object]]) -> list[float]:
+def alternately(*actions: tuple[Callable[[], object], Callable[[], object]], rounds: int = ROUNDS) -> list[float]:
     """Median seconds of each action; after each of its runs its traces are removed, and are not counted.
 
     Data that is still on its way to the disk when one ends would slow the next one down, and the memory that it has
-    just given back is dearer or cheaper for whoever comes next: so they change places.
+    just given back is dearer or cheaper for whoever comes next: so they change places. With an even number of rounds
+    each goes first equally often.
     """
     seconds: list[list[float]] = [[] for _ in actions]
     turn = list(zip(seconds, actions, strict=True))
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         turn.reverse()
         for times, (action, clean) in turn:
             os.sync()
