@@ -214,23 +214,31 @@ class _Restore:
             log.emit(f"new volume ID is '{volid}'")
             self.made[slot.key] = volid
         for key in vmconf.cloudinit_keys(self.text):
-            storage = self.request.storage or _storage_of(self.text, key)
-            name = f"vm-{vmid}-cloudinit.{_format(storage, 'qcow2')}"
-            volid = volumes.alloc(storage, vmid, CLOUDINIT_SIZE, name=name)
-            undo.callback(volumes.discard, volid)
-            self.made[key] = volid
+            self.made[key] = self._cloudinit(self.request.storage or _storage_of(self.text, key), undo)
+
+    def _cloudinit(self, storage: str, undo: contextlib.ExitStack) -> str:
+        """The drive for what cloud-init gets, which is generated: that of the replaced machine can stay."""
+        vmid, form = self.request.vmid, _format(storage, "qcow2")
+        extension = f".{form}" if form != "raw" or volumes.usable(storage).info.files else ""
+        name = f"vm-{vmid}-cloudinit{extension}"
+        for found in volumes.list_volumes(storage, ("images",), vmid):
+            if volumes.parse(found.volid).name == name:
+                return found.volid
+        volid = volumes.alloc(storage, vmid, CLOUDINIT_SIZE, format=form, name=name)
+        undo.callback(volumes.discard, volid)
+        return volid
 
     def _open(self, slot: Slot, stack: contextlib.ExitStack) -> Target:
-        """The new volume, to be written; it is empty, so zeros stay holes."""
+        """The new volume, to be written."""
         found = volumes.source(self.made[slot.key])
-        log.emit(f"map '{slot.device}' to '{found.path}' (write zeros = 0)")
+        log.emit(f"map '{slot.device}' to '{found.path}' (write zeros = {0 if found.blank else 1})")
         if found.format != "raw" or found.kind == "network":
             place = found.url or found.path
-            image = nbd.image(place, found.format, read_only=False, known_zero=True, options=found.options)
+            image = nbd.image(place, found.format, read_only=False, known_zero=found.blank, options=found.options)
             return stack.enter_context(image)
         fd = os.open(found.path, os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, fd)
-        return FileTarget(fd, name=str(found.path), known_zero=True)
+        return FileTarget(fd, name=str(found.path), known_zero=found.blank)
 
     # -- configuration ---------------------------------------------------------------------------------------------
 
@@ -242,7 +250,7 @@ class _Restore:
         with lock.guest_lock(vmid):
             current = config.load("qemu", vmid)
             if self.replaced:
-                old = _to_free(current, set(self.made))
+                old = _to_free(current, set(self.made)) - set(self.made.values())
                 for volid in sorted(_owned(vmid, current) - old - used_volumes(QEMU, [fresh.current])):
                     edit.add_unused(fresh.current, volid)
             current.current, current.pending = fresh.current, fresh.pending

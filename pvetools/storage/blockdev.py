@@ -252,6 +252,14 @@ def zero_fast(path: Path, start: int = 0, length: int = 0) -> bool:
     return True
 
 
+def can_zero_fast(path: Path) -> bool:
+    """Whether ``zero_fast`` can, as the kernel has it from the device, or has seen it fail."""
+    try:
+        return int((_sysfs(path) / "queue/write_zeroes_max_bytes").read_text()) > 0
+    except (OSError, ValueError):
+        return False
+
+
 def overwrite(
     path: Path,
     start: int = 0,

@@ -44,7 +44,7 @@ def foreign(path: Path, form: str = "") -> Image:
 
 
 def convert(source: Image, target: Source, *, stdin: int | None = None, label: str = "transfer") -> None:
-    """Copy an image into a new volume of at least its size, which reads as zeros; tells how far it is.
+    """Copy an image into a new volume of at least its size; tells how far it is.
 
     Args:
         source: what is read.
@@ -56,20 +56,21 @@ def convert(source: Image, target: Source, *, stdin: int | None = None, label: s
         RunError: with the words of qemu-img. PveError: the volume can't be written.
     """
     meter = Meter(source.size, label)
+    blank = ["--target-is-zero"] if target.blank else []
     if target.kind == "network":
         from pvetools.system import nbd
 
         with nbd.served(target.image, target.format, target.options) as url:
-            _convert(source, ["-O", "raw"], url, stdin, meter)
+            _convert(source, [*blank, "-O", "raw"], url, stdin, meter)
     else:
         # the same secret may open both
         options = [word for word in target.options if word not in source.options]
-        _convert(source, [*options, "-O", target.format], target.image, stdin, meter)
+        _convert(source, [*blank, *options, "-O", target.format], target.image, stdin, meter)
 
 
 def _convert(source: Image, options: Sequence[str], target: str, stdin: int | None, meter: Meter) -> None:
     order = ["-W"] if "raw" in options else []  # several writes at once; qcow2 would place them in the order they came
-    argv = ["qemu-img", "convert", "-p", "-n", "--target-is-zero", "-t", "writeback", *order]
+    argv = ["qemu-img", "convert", "-p", "-n", "-t", "writeback", *order]
     argv += [*source.options, "-f", source.format, *options, source.image, target]
     with tempfile.TemporaryFile() as errors:
         process = run.popen(

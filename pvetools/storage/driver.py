@@ -90,6 +90,7 @@ class Source(NamedTuple):
         network: the server behind a network volume.
         options: words that QEMU's tools need besides to open ``image``, each complete in itself, such as
             ``--object=secret,...`` with the file of a password.
+        blank: as a new volume it reads as zeros everywhere, so zeros need not be written.
     """
 
     kind: str
@@ -98,6 +99,7 @@ class Source(NamedTuple):
     url: str = ""
     network: Network | None = None
     options: tuple[str, ...] = ()
+    blank: bool = True
 
     @property
     def image(self) -> str:

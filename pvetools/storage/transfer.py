@@ -327,9 +327,9 @@ def _fill_raw(target: Source, source: int, size: int) -> None:
     from pvetools.storage import pump
 
     if target.format == "raw" and target.kind != "network":
-        # new volumes read as zeros, so zeros need not be written
         limits = ["iflag=fullblock,count_bytes", f"count={size}", "bs=64K"]
-        said = stream(["dd", f"of={target.path}", *limits, "conv=sparse,notrunc,fsync"], stdin=source, total=size)
+        kept = "conv=sparse,notrunc,fsync" if target.blank else "conv=notrunc,fsync"
+        said = stream(["dd", f"of={target.path}", *limits, kept], stdin=source, total=size)
         found = re.search(r"^(\d+) bytes?\b", said, re.MULTILINE)
         pump.check_complete(int(found[1]) if found else 0, size, size)
     elif size % _SECTOR == 0 and _opens_again(source):

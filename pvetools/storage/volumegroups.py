@@ -184,6 +184,10 @@ class GroupStorage(FlatStorage):
     def record(self, found: Logical) -> Record:
         """A volume as it is listed."""
 
+    @abstractmethod
+    def blank(self, found: Logical) -> bool:
+        """Whether a raw volume, which is active, read as zeros everywhere when it was new."""
+
     # Finding.
 
     def rows(self) -> list[Logical]:
@@ -357,7 +361,7 @@ class GroupStorage(FlatStorage):
             self.reach(found.name)
         if self.definition.shared and known:  # another node may have resized it; LVM is not sure then that it is active
             self.lvm("lvchange", "--refresh", found.name)
-        return Source("block", path, "raw")
+        return Source("block", path, "raw", blank=self.blank(found))
 
     def idle(self, name: str) -> Logical:
         """A volume that nobody uses, made inactive to be sure; the caller holds the group's lock. Refused."""

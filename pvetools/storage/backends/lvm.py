@@ -1,7 +1,7 @@
 """Backend ``lvm``: a volume group, local, or shared by several nodes that reach the same LUN.
 
-A new volume shows zeros: volumes are overwritten when they are removed, by the device itself where it can. Where it can
-that, they are also when they are made, whoever had the space before.
+Volumes are overwritten with zeros when they are removed, by the device itself where it can. Where it can that, they are
+also when they are made, whoever had the space before; elsewhere a new volume may show what others have left there.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ class VolumeGroup(ChainStorage):
     def status(self) -> Space:
         found = group(self.vg)
         return Space(found.size, found.size - found.free, found.free)
+
+    def blank(self, found: Logical) -> bool:
+        return blockdev.can_zero_fast(self.device(found.name))
 
     # Making.
 

@@ -6,6 +6,7 @@ their base. Whatever makes a volume from another one takes no time and no space.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ class ThinPool(GroupStorage):
 
     def mine(self, found: Logical) -> bool:
         return found.kind == "V" and found.pool == self.pool_name and bool(_NAME.fullmatch(found.name))
+
+    def blank(self, found: Logical) -> bool:
+        return self.pool().zeroes
 
     def record(self, found: Logical) -> Record:
         parent = found.origin if found.origin.startswith("base-") else ""
@@ -92,7 +96,10 @@ class ThinPool(GroupStorage):
                 "lvcreate", "-aly", "-V", kib(wish.size), "-n", own,
                 "-T", f"{self.vg}/{self.pool_name}", size=wish.size,
             )  # fmt: skip
-        blockdev.wait_for(self.device(own))
+            with contextlib.ExitStack() as undo:
+                undo.callback(self.lvm, "lvremove", "-f", own, check=False)
+                blockdev.wait_for(self.device(own))
+                undo.pop_all()
         return own
 
     def resize(self, name: str, size: int) -> None:

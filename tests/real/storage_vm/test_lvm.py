@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.storage import volumes
+from pvetools.backup import restore_qemu
+from pvetools.storage import convert, transfer, volumes
 from pvetools.system import log, paths
 from pvetools.system.errors import Exists, NotFound, PveError, Refused
 from tests.real.storage_vm import beds
 from tests.real.storage_vm.beds import STORAGE, sh
 from tests.real.storage_vm.conftest import ENTRY
 from tests.real.storage_vm.contract import MIB, SIZE, holds, in_use, put
+from tests.unit.backup.samples import write_archive
 
 Define = Callable[..., None]
 
@@ -196,6 +198,51 @@ def test_what_the_disk_held_before_the_group_does_not_show_in_new_volumes(define
     put(volid, 0x67, 0, SIZE)
     sh("lvremove -qfy vgdata/vm-100-disk-0")  # not by us
     assert holds(volumes.alloc(STORAGE, 100, SIZE), 0, 0, SIZE)
+
+
+@pytest.fixture
+def unable(module_root: Path) -> Iterator[str]:
+    """A volume on a group that can't make zeros by itself, as on an encrypted disk; others have left data there."""
+    device = beds.disk(3)
+    sh(f'dmsetup create unable --table "0 $(blockdev --getsz {device}) crypt cipher_null-ecb - 0 {device} 0"')
+    sh("vgcreate -q vgunable /dev/mapper/unable")
+    _define(f"lvm: {STORAGE}\n\tvgname vgunable\n")
+    volid = volumes.alloc(STORAGE, 100, SIZE)
+    put(volid, 0x67, 0, SIZE)
+    sh("lvremove -qfy vgunable/vm-100-disk-0")
+    yield volid
+    sh("vgremove -qfy vgunable; dmsetup remove unable")
+
+
+def _imported(volid: str, disk: bytes, scratch: Path) -> None:
+    (scratch / "stream").write_bytes(transfer.HEADER.pack(len(disk)) + disk)
+    with (scratch / "stream").open("rb") as file:
+        transfer.import_(volid, "raw+size", file.fileno())
+
+
+def _converted(volid: str, disk: bytes, scratch: Path) -> None:
+    (scratch / "raw").write_bytes(disk)
+    sh(f"qemu-img convert -O qcow2 {scratch}/raw {scratch}/disk.qcow2")
+    volumes.alloc(STORAGE, 100, len(disk), name=volid.partition(":")[2])
+    convert.convert(convert.foreign(scratch / "disk.qcow2"), volumes.source(volid))
+
+
+def _restored(_volid: str, disk: bytes, scratch: Path) -> None:
+    drive = f"scsi0: {STORAGE}:vm-100-disk-0,size={len(disk) >> 20}M\n#qmdump#map:scsi0:drive-scsi0:{STORAGE}:raw:\n"
+    archive = scratch / "vzdump-qemu-100-2026_01_01-00_00_00.vma"
+    archive.write_bytes(write_archive({"qemu-server.conf": drive.encode()}, {"drive-scsi0": disk}))
+    restore_qemu.restore(restore_qemu.Request(str(archive), 100, storage=STORAGE))
+
+
+@pytest.mark.parametrize("made", [_imported, _converted, _restored])
+def test_zeros_are_written_where_a_new_volume_may_hold_something(
+    made: Callable[[str, bytes, Path], None], unable: str, tmp_path: Path
+) -> None:
+    disk = b"\x11" * MIB + bytes(SIZE - 2 * MIB) + b"\x12" * MIB
+    made(unable, disk, tmp_path)
+    assert holds(unable, 0x11, 0, MIB)
+    assert holds(unable, 0, MIB, SIZE - 2 * MIB)
+    assert holds(unable, 0x12, SIZE - MIB, MIB)
 
 
 def test_overwriting_keeps_to_its_limit(define: Define) -> None:

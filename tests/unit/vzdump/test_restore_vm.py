@@ -127,6 +127,30 @@ def test_force_replaces_disks_and_options_and_keeps_other_disks_unused(node: Nod
     assert named == set(volumes.owned_by(100))
 
 
+@pytest.mark.parametrize("room", [True, False])
+def test_the_cloud_init_drive_of_a_replaced_machine_stays(
+    node: Node, vzdump: Vzdump, room: bool, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    drive = volumes.alloc("local", 100, 64 * KIB, name="vm-100-cloudinit.qcow2")
+    node.vm(100, f"ide2: {drive},media=cdrom")
+    assert vzdump(100).error == ""
+    if not room:
+        monkeypatch.setattr(restore_qemu._Restore, "_has_room", lambda _: False)
+    restore_qemu.restore(Request(str(node.archives(100)[0]), 100, force=True))
+    assert conf(100)["ide2"] == f"{drive},media=cdrom,size=64K"
+    assert drive in volumes.owned_by(100)
+    assert len(volumes.owned_by(100)) == 2
+
+
+def test_a_new_machine_gets_a_cloud_init_drive_of_its_own(node: Node, vzdump: Vzdump):
+    drive = volumes.alloc("local", 100, 64 * KIB, name="vm-100-cloudinit.qcow2")
+    node.vm(100, f"ide2: {drive},media=cdrom")
+    assert vzdump(100).error == ""
+    restore_qemu.restore(Request(str(node.archives(100)[0]), 200))
+    assert conf(200)["ide2"] == "local:200/vm-200-cloudinit.qcow2,media=cdrom,size=4M"
+    assert volumes.info("local:200/vm-200-cloudinit.qcow2").size == 4 << 20
+
+
 @pytest.mark.parametrize(
     ("line", "error", "words"),
     [("lock: migrate", Locked, "locked"), ("protection: 1", Refused, "protection mode enabled")],
