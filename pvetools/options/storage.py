@@ -181,6 +181,7 @@ class StorageType(NamedTuple):
     sensitive: frozenset[str]
     select_existing: bool
     chained_format: str = "raw"
+    shared: bool = False
 
 
 def _type(
@@ -194,6 +195,7 @@ def _type(
     chained: str = "raw",
     sensitive: str = "",
     select_existing: bool = False,
+    shared: bool = False,
 ) -> StorageType:
     """One row of ``TYPES``; names are separated by blanks.
 
@@ -206,6 +208,7 @@ def _type(
         chained: the default of storages with ``snapshot-as-volume-chain``.
         sensitive: options that are kept in files of their own instead of ``storage.cfg``.
         select_existing: volumes are chosen from what is there, none can be allocated.
+        shared: it lies on a server, so that it is the same on all nodes.
     """
     return StorageType(
         options=frozenset(f"content disable nodes {required} {optional}".split()),
@@ -218,6 +221,7 @@ def _type(
         sensitive=frozenset(sensitive.split()),
         select_existing=select_existing,
         chained_format=chained,
+        shared=shared,
     )
 
 
@@ -239,6 +243,7 @@ TYPES = {
         optional=f"{_FILE_OPTIONS} bwlimit content-dirs fs-name path fuse keyring monhost options subdir username",
         fixed="path",
         sensitive="keyring",
+        shared=True,
     ),
     "cifs": _type(
         content=_FILES,
@@ -249,6 +254,7 @@ TYPES = {
         fixed="path server share snapshot-as-volume-chain",
         formats="qcow2 raw vmdk",
         sensitive="password",
+        shared=True,
     ),
     "dir": _type(
         content=f"{_FILES} none",
@@ -273,6 +279,7 @@ TYPES = {
         optional="bwlimit",
         fixed="portal target",
         select_existing=True,
+        shared=True,
     ),
     "iscsidirect": _type(
         content="images none",
@@ -282,6 +289,7 @@ TYPES = {
         fixed="portal target",
         sensitive="password",
         select_existing=True,
+        shared=True,
     ),
     "lvm": _type(
         content="images rootdir",
@@ -307,6 +315,7 @@ TYPES = {
         optional=f"{_FILE_OPTIONS} bwlimit content-dirs options path preallocation snapshot-as-volume-chain",
         fixed="export path server snapshot-as-volume-chain",
         formats="qcow2 raw vmdk",
+        shared=True,
     ),
     "nvmeof": _type(
         content="images none",
@@ -315,6 +324,7 @@ TYPES = {
         optional="bwlimit",
         fixed="portal target",
         select_existing=True,
+        shared=True,
     ),
     "pbs": _type(
         content="backup none",
@@ -324,12 +334,14 @@ TYPES = {
         " username",
         fixed="datastore server",
         sensitive="encryption-key master-pubkey password",
+        shared=True,
     ),
     "rbd": _type(
         content="images rootdir",
         default="images",
         optional="bwlimit data-pool keyring krbd monhost namespace pool username",
         sensitive="keyring",
+        shared=True,
     ),
     "zfs": _type(
         content="images",
@@ -337,6 +349,7 @@ TYPES = {
         required="blocksize iscsiprovider pool portal target",
         optional="bwlimit comstar_hg comstar_tg lio_tpg nowritecache sparse zfs-base-path",
         fixed="blocksize iscsiprovider pool portal target",
+        shared=True,
     ),
     "zfspool": _type(
         content="images rootdir",

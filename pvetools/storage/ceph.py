@@ -7,7 +7,9 @@ A cluster of this host is found by ``/etc/pve/ceph.conf`` or ``/etc/ceph/ceph.co
 from __future__ import annotations
 
 import functools
+import queue
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -93,14 +95,14 @@ class Cluster(NamedTuple):
         if self._unauthenticated:
             yield "auth_client_required", "none"
 
-    def run(self, tool: str, *words: str, check: bool = True) -> run.Completed:
-        """Run ``ceph`` or ``rbd``.
+    def run(self, tool: str, *words: str, check: bool = True, within: float | None = COMMAND_WITHIN) -> run.Completed:
+        """Run ``ceph`` or ``rbd``, which gets ``within`` seconds for its work; None: as many as it takes.
 
         Raises:
             RunError: with the tool's reason, in one line. PveError: it took too long.
         """
         limit = "--connect-timeout" if tool == "ceph" else "--client_mount_timeout"
-        done = run.run([tool, *self.words(), limit, str(CONNECT_WITHIN), *words], check=False, timeout=COMMAND_WITHIN)
+        done = run.run([tool, *self.words(), limit, str(CONNECT_WITHIN), *words], check=False, timeout=within)
         if check and done.code:
             raise RunError([tool, *words], done.code, reason(done.stderr or done.stdout))
         return done
@@ -119,23 +121,40 @@ def _fsid(found: Cluster) -> str:
 def reach(found: Cluster) -> None:
     """Find out within seconds whether a monitor answers; nothing is asked where nobody says where they are.
 
+    All are asked at once: a cluster is healthy without some of them.
+
     Raises:
         PveError: none answers.
     """
-    places = found.portals or _of_config(found.config)
-    last: PveError | None = None
+    places = [*dict.fromkeys(found.portals or _of_config(found.config))]
+    answers: queue.SimpleQueue[tuple[Portal, str]] = queue.SimpleQueue()
+
+    def ask(place: Portal) -> None:
+        answers.put((place, _complaint(place)))
+
     for place in places:
-        try:
-            with san.connect(place) as link:
-                if link.recv(6) == _BANNER:
-                    return
-            last = PveError(f"what answers at '{place}' is no monitor of Ceph")
-        except OSError:
-            last = PveError(f"monitor '{place}' does not answer")
-        except PveError as error:
-            last = error
-    if last:
-        raise PveError(str(last).replace("portal", "monitor"))
+        threading.Thread(target=ask, args=[place], daemon=True).start()
+    told: dict[Portal, str] = {}
+    while len(told) < len(places):
+        place, complaint = answers.get()
+        if not complaint:
+            return  # nobody waits for the others
+        told[place] = complaint
+    if places:
+        raise PveError(told[places[-1]])
+
+
+def _complaint(place: Portal) -> str:
+    """What is wrong with a monitor; empty when it answers."""
+    try:
+        with san.connect(place) as link:
+            if link.recv(6) == _BANNER:
+                return ""
+    except OSError:
+        return f"monitor '{place}' does not answer"
+    except PveError as error:
+        return str(error).replace("portal", "monitor")
+    return f"what answers at '{place}' is no monitor of Ceph"
 
 
 def _places(text: str) -> list[Portal]:

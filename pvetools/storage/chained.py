@@ -71,6 +71,11 @@ class ChainedStorage(FolderStorage):
         with lock.storage_lock(self.id):
             if self._kept(name, snapshot):
                 raise Exists(f"volume '{self.id}:{name}' has a snapshot '{snapshot}' already")
+            if not filechains.is_layer(self.path(name, snapshot).name):
+                raise Refused(
+                    f"volume '{self.id}:{name}' can't have snapshots as files beside it: its name does not begin with "
+                    "vm-ID- or base-ID-"
+                )
             try:
                 filechains.keep(self._idle_image(name), snapshot)
             except (OSError, RunError) as error:

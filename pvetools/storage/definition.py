@@ -43,7 +43,8 @@ class Definition:
 
     @property
     def shared(self) -> bool:
-        return bool(self.options.shared)
+        """Whether it is the same on all its nodes."""
+        return self.kind.shared or bool(self.options.shared)
 
     def on_node(self, node: str) -> bool:
         """Whether it exists on a node."""
@@ -60,6 +61,8 @@ class Definition:
         texts = self.options.texts()
         for key in self.kind.sensitive:
             texts.pop(key, None)
+        if self.kind.shared:
+            texts["shared"] = "1"
         texts["content"] = ",".join(sorted(self.content)) or "none"
         return texts
 

@@ -18,7 +18,8 @@ from pvetools.storage.driver import Snapshot
 from pvetools.system import files, run
 from pvetools.system.errors import NotFound, PveError
 
-_LAYER = re.compile(r"snap-[a-zA-Z][\w-]*?-(?:vm|base)-\d+-[^/]+\.qcow2", re.ASCII)
+_START = r"snap-(?:[a-zA-Z]|__)[\w-]*?"
+_LAYER = re.compile(rf"{_START}-(?:vm|base)-\d+-[^/]+\.qcow2", re.ASCII)
 # As Proxmox VE makes them: small writes take no whole cluster from the image below.
 _FORM = "extended_l2=on,cluster_size=128k"
 
@@ -58,10 +59,18 @@ def _chain(image: Path) -> list[Path]:
 
 def _layer_of(image: Path, backing: Path) -> Path | None:
     """The snapshot of an image that the header of one of its files means."""
-    fits = re.fullmatch(rf"snap-.+-{re.escape(image.name)}", backing.name)
-    if not fits or backing.parent not in (Path(), image.parent):
+    if not _is_own(image, backing.name) or backing.parent not in (Path(), image.parent):
         return None
     return image.with_name(backing.name)
+
+
+def _is_own(image: Path, name: str) -> bool:
+    """Whether a file name is that of a snapshot of an image, not of a longer one such as ``vm-100-vm-100-disk-0``."""
+    if not is_layer(name) or not re.fullmatch(rf"{_START}-{re.escape(image.name)}", name, re.ASCII):
+        return False
+    words = name.removesuffix(f"-{image.name}").split("-")
+    longer = (f"{'-'.join(words[start:])}-{image.name}" for start in range(2, len(words)))
+    return not any(not is_layer(other) and os.path.lexists(image.with_name(other)) for other in longer)
 
 
 def backing(image: Path) -> str:
@@ -174,5 +183,4 @@ def remove_layers(image: Path) -> None:
 
 def _layers(image: Path) -> list[Path]:
     """All files with the name of a snapshot of an image, whether it lies on them or not."""
-    own = re.compile(rf"snap-.+-{re.escape(image.name)}")
-    return [path for path in image.parent.iterdir() if own.fullmatch(path.name)] if image.parent.is_dir() else []
+    return [path for path in image.parent.iterdir() if _is_own(image, path.name)] if image.parent.is_dir() else []

@@ -324,6 +324,12 @@ class FolderStorage:
             folder.rmdir()
 
     def free(self, name: str) -> None:
+        try:
+            self._free(name)
+        except OSError as error:
+            raise self._explained(error, 0) from error
+
+    def _free(self, name: str) -> None:
         parsed, path = self.parse(name), self.path(name)
         if "+" in parsed.format:
             raise Refused(f"'{self.id}:{name}' is a part of an archive and can't be removed alone")
@@ -337,6 +343,9 @@ class FolderStorage:
             with lock.storage_lock(self.id):  # nobody makes a linked clone in between
                 self._require(name, path)
                 self._check_unused(name, path)
+                if parsed.is_base:
+                    with contextlib.suppress(OSError):  # Proxmox VE has made it immutable where that can be done
+                        files.set_flag(path, files.IMMUTABLE, on=False)
                 self._unlink(path)
         elif path.is_dir() and not path.is_symlink():
             raise Refused(f"'{path}' is a folder, not a volume")

@@ -357,17 +357,23 @@ class ConnectedStorage(ForeignStorage):
             yield Record(name, bytes_of(device))
 
     def require(self, name: str) -> Record:
-        # the device decides: its number at the server may have changed since the name was written into a configuration
+        # The device decides: its number at the server may have changed since the name was written into a configuration,
+        # and udev knows it by several names, of which Proxmox VE may have taken another one.
         wanted = self.device(self.parse(name).name)
-        for record in self.records():
-            if self.device(record.name) == wanted:
-                return record
-        raise NotFound(f"volume '{self.id}:{name}' does not exist")
+        device = self.whole(Path(os.path.realpath(wanted)).name)
+        found = [lun for lun in self.luns() if self.device(lun.name) == wanted or lun.device == device]
+        if not found:
+            raise NotFound(f"volume '{self.id}:{name}' does not exist")
+        lun = min(found, key=lambda lun: self.device(lun.name) != wanted)
+        return Record(lun.name, bytes_of(lun.device))
+
+    def whole(self, device: str) -> str:
+        """The device (the kernel's name) that joins all paths to a volume, for one of the paths."""
+        return device
 
     def device(self, own: str, snapshot: str = "") -> Path:
         match = self.names.fullmatch(own)
         return BY_ID / (match["device"] if match else own)
 
     def source(self, name: str) -> Source:
-        self.require(name)
-        return Source("block", self.device(name), "raw")
+        return Source("block", self.device(self.require(name).name), "raw")

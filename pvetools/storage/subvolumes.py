@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pvetools.storage import inuse
-from pvetools.system import run
+from pvetools.system import files, run
 from pvetools.system.errors import PveError, RunError
 
 _ROOT_INODE = 256  # of every subvolume, and of nothing else on btrfs but the root itself
 _FS_INFO, _FS_INFO_SIZE, _FSID_AT = 0x8400941F, 1024, 16
 _SUBVOLUME_INFO, _SUBVOLUME_INFO_SIZE = 0x81F8943C, 504
 _FLAGS_AT, _UUID_AT, _OTIME_AT, _READ_ONLY = 288, 296, 392, 1 << 0
-_GET_FLAGS, _SET_FLAGS, _NO_COW = 0x80086601, 0x40086602, 0x00800000
 _EXCHANGE, _HERE = 2, -100
 
 
@@ -130,16 +129,10 @@ def exchange(one: Path, other: Path) -> None:
 
 def switch_off_cow(path: Path) -> None:
     """Have an empty file overwritten in place from now on; its checksums go with that."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        flags = bytearray(8)
-        fcntl.ioctl(fd, _GET_FLAGS, flags)
-        (now,) = struct.unpack_from("@l", flags)
-        fcntl.ioctl(fd, _SET_FLAGS, struct.pack("@l", now | _NO_COW))
+        files.set_flag(path, files.NO_COW, on=True)
     except OSError as error:
         raise PveError(f"can't switch off copy on write of '{path}': {error.strerror}") from None
-    finally:
-        os.close(fd)
 
 
 # Quotas.

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import struct
 from pathlib import Path
+
+IMMUTABLE, NO_COW = 0x00000010, 0x00800000
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
 
 
 def read_text(path: Path) -> str | None:
@@ -53,6 +58,18 @@ def remove(path: Path) -> bool:
         return False
     sync_folder(path.parent)
     return True
+
+
+def set_flag(path: Path, flag: int, *, on: bool) -> None:
+    """Set or clear one of a file's flags that ``lsattr`` shows. OSError: the file system has none."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        flags = bytearray(8)
+        fcntl.ioctl(fd, _GET_FLAGS, flags)
+        (now,) = struct.unpack_from("@l", flags)
+        fcntl.ioctl(fd, _SET_FLAGS, struct.pack("@l", now | flag if on else now & ~flag))
+    finally:
+        os.close(fd)
 
 
 def sync_folder(folder: Path) -> None:

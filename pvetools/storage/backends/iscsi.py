@@ -128,11 +128,14 @@ class Iscsi(san.ConnectedStorage):
         for session in self._sessions():
             yield from _disks_of(session)
 
+    def whole(self, device: str) -> str:
+        return _multipath(Path(device)) or device
+
     def luns(self) -> Iterator[Lun]:
         stable = san.stable_names(_KINDS)
         found: dict[str, dict[san.StableName, str]] = {}
         for folder, numbers in self._disks():
-            device = _multipath(folder) or folder.name
+            device = self.whole(folder.name)
             if device in stable:
                 found.setdefault(numbers, {})[stable[device]] = device
         for numbers, named in found.items():

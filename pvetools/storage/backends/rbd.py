@@ -69,7 +69,8 @@ class Rbd(FlatStorage):
         return self.image(own).spec + (f"@{snapshot}" if snapshot else "")
 
     def _rbd(self, *words: str) -> None:
-        self.cluster.run("rbd", *words)
+        """Change something, however long it takes: a rollback that is ended half-way leaves neither state."""
+        self.cluster.run("rbd", *words, within=None)
 
     def _told(self, *words: str) -> Any:
         return json.loads(self.cluster.run("rbd", *words, "--format", "json").stdout)

@@ -226,3 +226,26 @@ def test_a_definition_is_written_whole_or_not_at_all(root: Root) -> None:
         walk.kill_before(number)
         found = paths.storage_config()
         assert not found.exists() or found.read_text() == whole
+
+
+def test_a_base_that_proxmox_ve_made_immutable_can_be_removed(root: Root) -> None:
+    volid = volumes.make_base(volumes.alloc("local", 100, MIB))
+    path = volumes.path(volid)
+    run.run(["chattr", "+i", path])
+    try:
+        volumes.free(volid)
+        assert not path.exists()
+    finally:
+        run.run(["chattr", "-i", path], check=False)
+
+
+def test_a_volume_that_the_file_system_keeps_is_told(root: Root) -> None:
+    volid = volumes.alloc("local", 100, MIB)
+    path = volumes.path(volid)
+    run.run(["chattr", "+i", path])
+    try:
+        with pytest.raises(PveError, match=f"^storage 'local': Operation not permitted: '{path}'$"):
+            volumes.free(volid)
+    finally:
+        run.run(["chattr", "-i", path])
+    volumes.free(volid)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pvetools.options.storage import StorageOptions
-from pvetools.storage import ceph, secrets
+from pvetools.storage import ceph, san, secrets
 from pvetools.storage.backends.cephfs import CephFs
 from pvetools.storage.backends.rbd import Rbd
 from pvetools.storage.definition import Definition
@@ -160,11 +160,23 @@ def test_a_monitor_shows_itself_by_its_first_words(monitor: tuple[str, list[byte
     address, says = monitor
     says[:] = [b"ceph v2\n"]
     ceph.reach(ceph.cluster(storage(monhost=f"127.0.0.1:1 {address}")))
+    ceph.reach(ceph.cluster(storage(monhost=f"{address} {address} 127.0.0.1:1")))
     says[:] = [b"SSH-2.0"]
     with pytest.raises(PveError, match=r"what answers at '127.0.0.1:\d+' is no monitor of Ceph"):
         ceph.reach(ceph.cluster(storage(monhost=address)))
     with pytest.raises(PveError, match=r"monitor '127.0.0.1:1' does not answer"):
-        ceph.reach(ceph.cluster(storage(monhost="127.0.0.1:1")))
+        ceph.reach(ceph.cluster(storage(monhost="127.0.0.1:1 127.0.0.1:1")))
+
+
+def test_nobody_waits_for_monitors_that_say_nothing(
+    monitor: tuple[str, list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, says = monitor
+    says[:] = [b"ceph v2\n"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        mute = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(san.connect, "__defaults__", (3600.0,))
+        ceph.reach(ceph.cluster(storage(monhost=f"{mute} {address} {mute}")))
 
 
 def cephfs(**options: str) -> CephFs:

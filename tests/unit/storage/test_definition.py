@@ -224,6 +224,17 @@ def test_a_digest_is_older_than_the_data_that_it_comes_with(root: Path, monkeypa
     assert tree.call(tree.ROWS["GET", "/storage/{storage}"], {"storage": "one"})["digest"] == before
 
 
+def test_what_lies_on_a_server_is_shared_by_all_nodes(root: Path) -> None:
+    paths.storage_config().write_text(
+        "nfs: one\n\tserver a\n\texport /x\n\tpath /mnt/pve/one\n\tdisable\n\n"
+        "dir: two\n\tpath /two\n\n"
+        "lvm: three\n\tvgname vg\n\tshared 1\n"
+    )
+    rows = tree.call(tree.ROWS["GET", "/nodes/{node}/storage"], {"node": "localhost"})
+    assert {row["storage"]: row["shared"] for row in rows} == {"local": 0, "one": 1, "two": 0, "three": 1}
+    assert tree.call(tree.ROWS["GET", "/storage/{storage}"], {"storage": "one"})["shared"] == "1"
+
+
 def test_unknown_types_and_options_are_told(root: Path) -> None:
     with pytest.raises(ParamErrors, match="type: value 'fancy' does not have a value in the enumeration"):
         defining.add("one", "fancy", {})

@@ -10,7 +10,7 @@ import pytest
 from pvetools.storage import iscsi, registry, san, scan, volumes
 from pvetools.storage.san import Portal
 from pvetools.system import paths
-from pvetools.system.errors import PveError
+from pvetools.system.errors import NotFound, PveError
 
 DEFINED = """\
 iscsi: one
@@ -69,6 +69,21 @@ def test_paths_whose_names_udev_has_shared_out_are_one_volume(tmp_path: Path, mo
     assert [*san.best({name: device for device, name in names.items()})] == [("scsi-3600", "sdb")]
     others = {san.StableName(0, "scsi-3600"): "sdb", san.StableName(0, "scsi-3601"): "sdd"}  # two LUNs with one number
     assert [*san.best(others)] == [("scsi-3600", "sdb"), ("scsi-3601", "sdd")]
+
+
+def test_a_volume_is_found_by_each_name_of_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(san, "BY_ID", tmp_path)
+    for name, device in (("scsi-3600", "sdb"), ("scsi-SLIO_x", "sdb"), ("scsi-3601", "sdc"), ("scsi-SATA_own", "sda")):
+        (tmp_path / name).symlink_to(f"../../{device}")
+    driver = registry.driver(volumes.get("one"))
+    luns = [san.Lun("0.0.1.scsi-3600", "sdb"), san.Lun("0.0.2.scsi-3601", "sdc")]
+    monkeypatch.setattr(driver, "luns", lambda: luns)
+    for name in ("0.0.1.scsi-3600", "0.0.1.scsi-SLIO_x", "0.0.7.scsi-SLIO_x"):
+        assert driver.source(name).path == tmp_path / "scsi-3600"
+    assert driver.source("0.0.1.scsi-3601").path == tmp_path / "scsi-3601"
+    for name in ("0.0.1.scsi-SATA_own", "0.0.1.scsi-3602"):  # a disk of the host, and nothing
+        with pytest.raises(NotFound):
+            driver.source(name)
 
 
 @pytest.mark.parametrize("host", ["a" * 64, "a..b"])
