@@ -9,7 +9,7 @@ from pvetools.api.tree import NULL, method
 from pvetools.options.storage import StorageOptions, storage_type
 from pvetools.schema import formats
 from pvetools.schema.core import Record, field
-from pvetools.schema.kinds import boolean, choice, listing, string
+from pvetools.schema.kinds import boolean, choice, integer, listing, string
 
 _ALLOCATE = ("/storage", "Datastore.Allocate")
 _AUDIT = ("/storage/{storage}", "Datastore.Audit", "Datastore.AllocateSpace")
@@ -124,7 +124,9 @@ class StatusParams(NodeParams):
         listing(formats.content_type), "Show only enabled storages that may hold one of these content types."
     )
     enabled: bool = field(boolean, "Show only enabled storages.", default=False)
-    target: str | None = field(formats.node, "Show only storages that this other node has as well.")
+    target: str | None = field(
+        formats.node, "Show only enabled storages that this other node shares with this one.", note="this node"
+    )
     format_: bool = field(boolean, "Show also which image formats are possible.", default=False)
 
 
@@ -136,7 +138,7 @@ def _row(row: Any) -> dict[str, Any]:
     found, space = row.definition, row.space
     data: dict[str, Any] = {
         "type": found.type,
-        "content": ",".join(sorted(found.content)),
+        "content": found.content_text,
         "active": int(row.active),
         "enabled": int(row.enabled),
         "shared": int(found.shared),
@@ -161,11 +163,12 @@ def _formats(row: Any) -> dict[str, Any]:
 def status_list(p: StatusParams) -> list[dict[str, Any]]:
     """Show the storages of the node and how full they are."""
     from pvetools.storage import volumes
-    from pvetools.system import log
+    from pvetools.system import log, paths
 
     rows = []
+    other = "" if p.target in (None, "localhost", paths.node()) else p.target
     for row in volumes.status(p.storage or "", p.content or (), enabled=p.enabled):
-        if p.target and not row.definition.on_node(p.target):
+        if other and not (row.enabled and row.definition.shared and row.definition.on_node(other)):
             continue
         if row.enabled and not row.active:
             log.warn(row.reason)
@@ -265,7 +268,9 @@ class ContentParams(NodeStorageParams):
     """Parameters of ``GET /nodes/{node}/storage/{storage}/content``."""
 
     content: str | None = field(formats.content_type, "Show only volumes of this content type.")
-    vmid: int | None = field(formats.vmid, "Of images and backups, show only those of this guest.")
+    vmid: int | None = field(
+        formats.vmid, "Show only images and backups of this guest, and no ISO images or templates."
+    )
 
 
 @method("GET", "/nodes/{node}/storage/{storage}/content", ContentParams, permission=_AUDIT,
@@ -365,8 +370,25 @@ def update_attributes(p: AttributeParams) -> None:
         volumes.set_notes(volid, p.notes)
 
 
-@method("DELETE", _VOLUME_PATH, VolumeParams, permission=("user",), task="imgdel", task_id="storage")
-def free(p: VolumeParams) -> None:
+class FreeParams(VolumeParams):
+    """Parameters of ``DELETE /nodes/{node}/storage/{storage}/content/{volume}``."""
+
+    delay: int | None = field(
+        integer(1, 30), "Seconds to wait for the end, whose UPID is not told then; it is always waited for."
+    )
+
+
+def _of_guest(p: VolumeParams) -> str:
+    """What a task of a volume is about: GUEST@STORAGE, or the storage alone."""
+    from pvetools.storage import names, volumes
+
+    volid = _volid(p)
+    owner = volumes.owner(volid)
+    return f"{owner}@{names.split(volid)[0]}" if owner else names.split(volid)[0]
+
+
+@method("DELETE", _VOLUME_PATH, FreeParams, permission=("user",), task="imgdel", task_id=_of_guest)
+def free(p: FreeParams) -> None:
     """Remove a volume that no guest names as a disk."""
     from pvetools.guest.common import references
     from pvetools.storage import volumes

@@ -27,7 +27,8 @@ class Method(NamedTuple):
     ``permission`` is (path template, privilege, ...) as the access rules will check it; empty means root@pam only,
     ``("user",)`` any login. ``returns`` is a JSON schema. ``task`` names the task type under which the handler runs, or
     is a function that tells it from the parameters: then the caller gets a UPID. ``task_id`` is the parameter that
-    identifies what the task works on.
+    identifies what the task works on, or a function as well. Who says how long to wait (``delay``) gets no UPID: a task
+    is over when its call returns.
     """
 
     verb: str
@@ -37,7 +38,7 @@ class Method(NamedTuple):
     permission: Permission
     returns: Mapping[str, Any]
     task: str | Callable[[Any], str]
-    task_id: str
+    task_id: str | Callable[[Any], str]
 
     @property
     def help(self) -> str:
@@ -59,7 +60,7 @@ def method(
     permission: Permission = (),
     returns: Mapping[str, Any] = ANY,
     task: str | Callable[[P], str] = "",
-    task_id: str = "vmid",
+    task_id: str | Callable[[P], str] = "vmid",
 ) -> Callable[[Callable[[P], Any]], Method]:
     """Add a function to the tree; the name then stands for the row."""
 
@@ -249,6 +250,7 @@ def invoke(row: Method, params: Record) -> Any:
     if not row.task:
         with task.interruptible():
             return row.handler(params)
-    ident = params.given.get(row.task_id, "")
+    ident = row.task_id(params) if callable(row.task_id) else params.given.get(row.task_id, "")
     kind = row.task(params) if callable(row.task) else row.task
-    return task.run(kind, str(ident).removeprefix("/dev/"), lambda: row.handler(params))
+    upid = task.run(kind, str(ident).removeprefix("/dev/"), lambda: row.handler(params))
+    return None if "delay" in params.given else upid

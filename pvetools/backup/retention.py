@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pvetools.backup import names
+from pvetools.options.backup import keep_all_conflict
 from pvetools.system.errors import PveError
 
 Mark = Literal["keep", "remove", "protected", "renamed"]
@@ -50,10 +51,9 @@ def limits(keep: Mapping[str, Any]) -> dict[str, int]:
     for option, value in found.items():
         if value < 0:
             raise PveError(f"invalid value '{value}' for {option}: must be 0 or more")
-    positive = {option: value for option, value in found.items() if value}
-    if positive and int(keep.get("keep-all") or 0):
-        raise PveError(f"keep-all cannot be combined with other options ({', '.join(sorted(positive))})")
-    return positive
+    if conflict := keep_all_conflict(keep):
+        raise PveError(conflict)
+    return {option: value for option, value in found.items() if value}
 
 
 def describe(keep: Mapping[str, Any]) -> str:

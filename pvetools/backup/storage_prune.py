@@ -9,17 +9,22 @@ from pvetools.backup.retention import Backup
 from pvetools.options.backup import PruneBackups
 from pvetools.storage import definition, volumes
 from pvetools.system import log
-from pvetools.system.errors import PveError
+from pvetools.system.errors import PveError, Refused
 
 
 def _marked(storage: str, keep: PruneBackups | None, kind: str | None, vmid: int | None) -> list[Backup]:
-    configured = definition.get(storage).options.prune_backups
-    limits = options.limits(keep or configured or PruneBackups(keep_all=True))
-    found = [
+    found = definition.get(storage)
+    if "backup" not in found.content:
+        raise Refused(f"storage '{storage}' is not configured for content type 'backup', so there is nothing to prune")
+    rules = keep or found.options.prune_backups
+    if not rules:
+        raise PveError(f"storage '{storage}' has no prune-backups rules, and none are given")
+    limits = options.limits(rules)
+    backups = [
         Backup(volume.volid, volume.ctime, volume.vmid, volume.protected)
         for volume in volumes.list_volumes(storage, ["backup"])
     ]
-    return retention.prune(found, limits, vmid=vmid, kind=kind)
+    return retention.prune(backups, limits, vmid=vmid, kind=kind)
 
 
 def plan(storage: str, keep: PruneBackups | None, kind: str | None, vmid: int | None) -> list[dict[str, Any]]:

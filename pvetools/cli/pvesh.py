@@ -170,14 +170,10 @@ def call(verb: str, path: str, args: list[str]) -> None:
     raw = app.completed(parsed)
     output = app.split_output(parsed.command, row, raw)
     app.checked(_Proxy, {key: raw.pop(key) for key in _Proxy.FIELDS if key in raw})
-    # where programs read, messages are in the task's log only: standard error is for errors
-    with app.shown_progress() if output.output_format == "text" else log.console(_silent):
+    # where programs read, messages are in the task's log only: standard error is for warnings and errors
+    with app.shown_progress() if output.output_format == "text" else log.console(log.only_warnings):
         data, params = app.call(row, raw)
     render.show(data, params, output, returns=row.returns)
-
-
-def _silent(_line: str) -> None:
-    """Where messages go that nobody wants."""
 
 
 class _Proxy(Record):

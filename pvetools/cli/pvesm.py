@@ -54,6 +54,20 @@ def _prune(p: PruneParams) -> list[dict[str, Any]] | None:
 
 
 PRUNE = Local(PruneParams, _prune)
+
+
+class ApiInfoParams(Record):
+    """``pvesm apiinfo`` takes none."""
+
+
+def _apiinfo(_p: ApiInfoParams) -> dict[str, int]:
+    """Show the version of the interface that backends of other packages are written for."""
+    from pvetools.storage import registry
+
+    return {"apiver": registry.API_VERSION, "apiage": registry.API_AGE}
+
+
+APIINFO = Local(ApiInfoParams, _apiinfo)
 _HERE = {"node": LOCAL_NODE}
 _SECRETS = ("encryption-key", "keyring", "master-pubkey")
 
@@ -70,6 +84,7 @@ TOOL = Tool(
         "alloc": Command("api.storage:alloc", ("storage", "vmid", "filename", "size"), _HERE,
                          text="render.storage:created"),
         "free": Command("api.storage:free", ("volume",), _HERE, text="none"),
+        "apiinfo": Command("cli.pvesm:APIINFO", text="render.storage:versions"),
         "path": Command("cli.pvesm:PATH", ("volume",)),
         "export": Command("cli.streams:EXPORT", ("volume", "format", "filename"), text="none"),
         "import": Command("cli.streams:IMPORT", ("volume", "format", "filename"), text="render.storage:imported"),

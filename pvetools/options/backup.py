@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pvetools.schema import formats
 from pvetools.schema.core import PropertyString, Record, array, field, nested
 from pvetools.schema.kinds import boolean, choice, integer, listing, string
@@ -17,6 +20,14 @@ class PruneBackups(PropertyString):
     keep_weekly: int | None = field(integer(0), "Keep the latest of this many weeks.", name="keep-weekly")
     keep_monthly: int | None = field(integer(0), "Keep the latest of this many months.", name="keep-monthly")
     keep_yearly: int | None = field(integer(0), "Keep the latest of this many years.", name="keep-yearly")
+
+
+def keep_all_conflict(keep: Mapping[str, Any]) -> str:
+    """What is wrong with ``keep-all`` among rules of retention; empty: nothing."""
+    limits = sorted(option for option, value in keep.items() if option != "keep-all" and int(value or 0) > 0)
+    if limits and int(keep.get("keep-all") or 0):
+        return f"keep-all cannot be combined with other options ({', '.join(limits)})"
+    return ""
 
 
 class Fleecing(PropertyString):

@@ -141,7 +141,7 @@ email_or_username = by_pattern(
     "email-or-username", rf"{_EMAIL}|[^\s:/@]+@[a-zA-Z][\w.-]+", "a valid email address or user name"
 )
 uuid = string(_UUID)
-digest = string(r"[a-f0-9]{40}", max_length=40)
+digest = string(max_length=64)
 
 
 def url_encoded(max_length: int = 0) -> Kind:

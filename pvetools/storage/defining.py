@@ -87,7 +87,7 @@ def update(name: str, raw: Mapping[str, str], delete: Sequence[str] = (), digest
         file = load()
         if digest and digest != file.digest:
             raise DigestMismatch(file.path.name)
-        before = get(name) if file.get(name) is None else read(file, _section(file, name))
+        before = _before(file, name)
         made, hidden = _change(file, name, raw, delete)
         secrets.change(name, made.type, hidden, made.kind.sensitive & {*delete}, undo)
         if _is_here(made) and CONNECTION & {*raw, *delete}:
@@ -96,6 +96,14 @@ def update(name: str, raw: Mapping[str, str], delete: Sequence[str] = (), digest
             _change(file, name, raw, delete)
         undo.pop_all()
     return made
+
+
+def _before(file: sections.SectionFile, name: str) -> Definition | None:
+    """What is defined; None when that is damaged, which a change may mend."""
+    try:
+        return get(name) if file.get(name) is None else read(file, _section(file, name))
+    except ConfigError:
+        return None
 
 
 def _section(file: sections.SectionFile, name: str) -> sections.Section:
@@ -126,10 +134,10 @@ def _change(
     return Definition(name, section.type, StorageOptions.read(placed(name, kind, shown))), hidden
 
 
-def _renew(before: Definition, made: Definition) -> None:
+def _renew(before: Definition | None, made: Definition) -> None:
     """Let a storage that is to be reached in another way prove itself, and take that way if nobody uses the old one."""
     probe.prove(made, probe.verified)
-    busy = probe.released(before)
+    busy = probe.released(before) if before else ""
     probe.prove(made, probe.space)
     if busy:
         log.warn(f"{busy}; the change counts from the next time that the storage is activated")

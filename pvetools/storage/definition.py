@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pvetools.config import sections
+from pvetools.options.backup import keep_all_conflict
 from pvetools.options.storage import StorageOptions, StorageType, kind_of
 from pvetools.schema.core import NestedErrors
 from pvetools.system import paths
 from pvetools.system.errors import ConfigError, NotFound, ParamErrors, PveError, Refused
 
+FOLDERS = {
+    "images": "images", "rootdir": "private", "iso": "template/iso", "vztmpl": "template/cache", "backup": "dump",
+    "snippets": "snippets", "import": "import",
+}  # fmt: skip
 LOCAL = "local"
 # What `local` takes when nobody configured it: everything, so that a fresh host can hold guests at once.
 LOCAL_CONTENT = "backup,images,import,iso,rootdir,snippets,vztmpl"
@@ -38,6 +44,28 @@ class Definition:
         return self.kind.default_content if given is None else frozenset(given) - {"none"}
 
     @property
+    def content_text(self) -> str:
+        """The same as one word."""
+        return ",".join(sorted(self.content)) or "none"
+
+    def folder(self, content: str) -> str:
+        """The folder of a content type, below that of the storage. PveError: there is no such type."""
+        if content not in FOLDERS:
+            raise PveError(f"unknown content type '{content}', expected one of {', '.join(FOLDERS)}")
+        return (self.options.content_dirs or {}).get(content, FOLDERS[content])
+
+    @property
+    def folder_conflict(self) -> str:
+        """Which content types would share a folder, in words; empty: none."""
+        used: dict[str, str] = {}
+        for content in sorted(self.content & FOLDERS.keys()) if self.options.content_dirs else ():
+            folder = posixpath.normpath(self.folder(content).strip("/"))
+            if folder in used:
+                return f"'{used[folder]}' and '{content}' would share the folder '{folder}'"
+            used[folder] = content
+        return ""
+
+    @property
     def enabled(self) -> bool:
         return not self.options.disable
 
@@ -57,14 +85,15 @@ class Definition:
         return self.options.format_ or (self.kind.chained_format if chained else self.kind.default_format)
 
     def as_data(self) -> dict[str, Any]:
-        """Options as texts, for output; ``content`` is always there, secrets never are."""
-        texts = self.options.texts()
+        """Options for output, numbers as such; ``content`` is always there, secrets never are."""
+        numbers = {key: int(value) for key, value in self.options.given.items() if isinstance(value, int)}
+        data = {**self.options.texts(), **numbers}
         for key in self.kind.sensitive:
-            texts.pop(key, None)
+            data.pop(key, None)
         if self.kind.shared:
-            texts["shared"] = "1"
-        texts["content"] = ",".join(sorted(self.content)) or "none"
-        return texts
+            data["shared"] = 1
+        data["content"] = self.content_text
+        return data
 
 
 def required_kind(type_: str) -> StorageType:
@@ -149,9 +178,16 @@ def check(name: str, type_: str, raw: Mapping[str, str]) -> StorageOptions:
     kind = required_kind(type_)
     errors |= {key: f"unexpected property for storage type '{type_}'" for key in raw if key not in kind.options}
     errors |= {key: "property is missing and it is not optional" for key in kind.required if key not in raw}
+    errors |= {key: "the value must not be empty" for key, text in options.texts().items() if not text.strip()}
     for content in options.content or ():
         if content not in kind.content:
             errors["content"] = f"storage type '{type_}' does not support content type '{content}'"
+        elif content == "none" and len(options.content or ()) > 1:
+            errors["content"] = "'none' can't be combined with other content types"
+    if options.prune_backups and (conflict := keep_all_conflict(options.prune_backups.given)):
+        errors["prune-backups"] = conflict
+    if not errors and (conflict := Definition(name, type_, options).folder_conflict):
+        errors["content-dirs"] = conflict
     if options.format_ and options.format_ not in kind.formats:
         errors["format"] = f"storage type '{type_}' does not support format '{options.format_}'"
     if errors:

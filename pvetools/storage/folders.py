@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pvetools.config import guest
 from pvetools.storage import images, inuse, names
-from pvetools.storage.definition import Definition
+from pvetools.storage.definition import FOLDERS, Definition
 from pvetools.storage.driver import Capabilities, Snapshot, Source, Space, Volume, Wish
 from pvetools.storage.imported import Guest
 from pvetools.storage.names import VolumeName
@@ -21,10 +21,6 @@ from pvetools.system import files, lock, log, run
 from pvetools.system.errors import Exists, NotFound, PveError, Refused, RunError
 from pvetools.system.units import human_size
 
-FOLDERS = {
-    "images": "images", "rootdir": "private", "iso": "template/iso", "vztmpl": "template/cache", "backup": "dump",
-    "snippets": "snippets", "import": "import",
-}  # fmt: skip
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _GONE = (errno.ENOENT, errno.ESTALE)
 _FULL_TEXT = ("No space left on device", "Disk quota exceeded")
@@ -80,6 +76,8 @@ class FolderStorage:
 
     def activate(self) -> None:
         options = self.definition.options
+        if conflict := self.definition.folder_conflict:
+            raise PveError(f"unable to activate storage '{self.id}' - content-dirs: {conflict}")
         self.attach()
         path, create = Path(self.base), options.given.get("create-base-path", options.mkdir)
         try:
@@ -108,10 +106,7 @@ class FolderStorage:
     # Names and places.
 
     def directory(self, content: str) -> Path:
-        if content not in FOLDERS:
-            raise PveError(f"unknown content type '{content}', expected one of {', '.join(FOLDERS)}")
-        other = self.definition.options.content_dirs or {}
-        return Path(f"{self.base}/{other.get(content, FOLDERS[content])}")
+        return Path(f"{self.base}/{self.definition.folder(content)}")
 
     def parse(self, name: str) -> VolumeName:
         return names.parse(name)
@@ -567,9 +562,13 @@ def next_name(folder: Path, vmid: int, form: str) -> str:
 Lister = Callable[[FolderStorage, Path, int | None], Iterator[Volume]]
 
 
-def _lister(content: str, pattern: re.Pattern[str], form: Callable[[re.Match[str]], str]) -> Lister:
-    def listed(storage: FolderStorage, folder: Path, _vmid: int | None) -> Iterator[Volume]:
-        for entry in _scan(folder):
+def _lister(
+    content: str, pattern: re.Pattern[str], form: Callable[[re.Match[str]], str], *, of_guests: bool = True
+) -> Lister:
+    """Volumes that belong to no guest; of some types nobody who looks for those of one guest sees any."""
+
+    def listed(storage: FolderStorage, folder: Path, vmid: int | None) -> Iterator[Volume]:
+        for entry in _scan(folder) if of_guests or vmid is None else ():
             match = pattern.fullmatch(entry.name)
             if match and (stat := _stat(entry)):
                 volid = f"{storage.id}:{content}/{entry.name}"
@@ -606,7 +605,7 @@ def _first_line(path: Path) -> str:
 _LISTERS: dict[str, Lister] = {
     "backup": _backups,
     "import": _lister("import", names.IMPORT, lambda match: match[1]),
-    "iso": _lister("iso", names.ISO, lambda _: "iso"),
+    "iso": _lister("iso", names.ISO, lambda _: "iso", of_guests=False),
     "snippets": _lister("snippets", names.SNIPPET, lambda _: "snippet"),
-    "vztmpl": _lister("vztmpl", names.TEMPLATE, lambda match: f"t{match[1]}" if match[1] else "tar"),
+    "vztmpl": _lister("vztmpl", names.TEMPLATE, lambda match: f"t{match[1]}" if match[1] else "tar", of_guests=False),
 }

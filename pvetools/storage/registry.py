@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pvetools.storage.definition import Definition
     from pvetools.storage.driver import Driver
 
+# Version of the interface of backends (``storage/driver.py``), and for how many versions backends go on to fit.
+API_VERSION, API_AGE = 1, 0
 SERVED = {
     "btrfs": "pvetools.storage.backends.btrfs:Btrfs",
     "cephfs": "pvetools.storage.backends.cephfs:CephFs",

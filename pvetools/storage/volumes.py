@@ -103,7 +103,8 @@ def status(storage: str = "", contents: Collection[str] = (), *, enabled: bool =
     rows: list[Status] = []
     for _, found in sorted(chosen.items()):
         on = found.enabled and found.on_node(paths.node())
-        if (on or not (enabled or contents)) and (not contents or found.content & {*contents}):
+        holds = found.content or {"none"}
+        if (on or not (enabled or contents)) and (not contents or holds & {*contents}):
             rows.append(Status(found, on, reason="" if on else "disabled"))
     answers = probe.ask([row.definition for row in rows if row.enabled], probe.space, probe.STATUS_TIMEOUT)
     return [_answered(row, answers.get(row.definition.id)) for row in rows]

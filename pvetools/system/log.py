@@ -19,6 +19,7 @@ def _to_stderr(line: str) -> None:
 _sinks: list[Sink] = [_to_stderr]
 _meters: list[Meter] = []
 _warnings = 0
+_WARNING = "WARN: "
 
 
 def emit(line: str) -> None:
@@ -31,7 +32,13 @@ def warn(text: str) -> None:
     """A warning: shown as such and counted by the task."""
     global _warnings
     _warnings += 1
-    emit(f"WARN: {text}")
+    emit(f"{_WARNING}{text}")
+
+
+def only_warnings(line: str) -> None:
+    """A sink that writes warnings to standard error and drops all else."""
+    if line.startswith(_WARNING):
+        _to_stderr(line)
 
 
 def warnings() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pvetools.api import tree
-from pvetools.storage import defining, definition, mounts, secrets, servers
+from pvetools.storage import defining, definition, mounts, registry, secrets, servers
 from pvetools.system import log, paths
 from pvetools.system.errors import Exists, NotFound, ParamErrors, PveError, Refused
 from tests.unit.storage.test_servers import listening
@@ -232,7 +232,7 @@ def test_what_lies_on_a_server_is_shared_by_all_nodes(root: Path) -> None:
     )
     rows = tree.call(tree.ROWS["GET", "/nodes/{node}/storage"], {"node": "localhost"})
     assert {row["storage"]: row["shared"] for row in rows} == {"local": 0, "one": 1, "two": 0, "three": 1}
-    assert tree.call(tree.ROWS["GET", "/storage/{storage}"], {"storage": "one"})["shared"] == "1"
+    assert tree.call(tree.ROWS["GET", "/storage/{storage}"], {"storage": "one"})["shared"] == 1
 
 
 def test_unknown_types_and_options_are_told(root: Path) -> None:
@@ -252,3 +252,77 @@ def test_a_foreign_mount_at_the_place_is_not_taken_for_the_own_one(root: Path) -
         mounts.attach("one", wanted)
     mounts.detach("one", wanted)
     assert mounts.at(Path("/proc"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        ({"content": "none,images"}, "content: 'none' can't be combined with other content types"),
+        ({"content": ""}, "content: the value must not be empty"),
+        ({"nodes": ","}, "nodes: the value must not be empty"),
+        ({"prune-backups": "keep-all=1,keep-last=2"},
+         r"prune-backups: keep-all cannot be combined with other options \(keep-last\)"),
+        ({"content": "iso,vztmpl", "content-dirs": "iso=x,vztmpl=/x/"},
+         "content-dirs: 'iso' and 'vztmpl' would share the folder 'x'"),
+        ({"content": "iso,vztmpl", "content-dirs": "iso=template/cache"},
+         "content-dirs: 'iso' and 'vztmpl' would share the folder 'template/cache'"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_is_refused_and_makes_no_folder(root: Path, raw: dict[str, str], sentence: str) -> None:
+    with pytest.raises(ParamErrors, match=sentence):
+        defining.add("one", "dir", {"path": str(root / "one"), **raw})
+    assert not (root / "one").exists()
+    defining.add("two", "dir", {"path": str(root / "two")})
+    before = paths.storage_config().read_text()
+    with pytest.raises(ParamErrors, match=sentence):
+        defining.update("two", raw)
+    assert paths.storage_config().read_text() == before
+
+
+def test_content_types_that_are_not_used_may_share_a_folder(root: Path) -> None:
+    defining.add("one", "dir", {"path": str(root), "content": "iso", "content-dirs": "iso=x,vztmpl=x"})
+
+
+def test_a_hand_written_shared_folder_is_not_used(root: Path) -> None:
+    paths.storage_config().write_text(f"dir: one\n\tpath {root}\n\tcontent iso,vztmpl\n\tcontent-dirs iso=x,vztmpl=x\n")
+    with pytest.raises(PveError, match="unable to activate storage 'one' - content-dirs: 'iso' and"):
+        registry.driver(definition.get("one")).activate()
+
+
+@pytest.mark.parametrize("raw", [{"preallocation": "off"}, {}])
+def test_a_damaged_value_can_be_mended(root: Path, raw: dict[str, str]) -> None:
+    paths.storage_config().write_text(f"dir: one\n\tpath {root}\n\tcontent images\n\tpreallocation foo\n")
+    with pytest.raises(ParamErrors, match="preallocation: value 'foo'"):
+        defining.update("one", {"disable": "1"})
+    defining.update("one", raw, () if raw else ("preallocation",))
+    assert definition.get("one").content == {"images"}
+    assert "foo" not in paths.storage_config().read_text()
+
+
+def test_storages_of_another_node_are_those_that_are_shared_with_it(root: Path) -> None:
+    here = paths.node()
+    paths.storage_config().write_text(
+        "nfs: everywhere\n\tserver 127.0.0.1\n\texport /x\n\tpath /mnt/pve/one\n\n"
+        f"nfs: here\n\tserver 127.0.0.1\n\texport /x\n\tpath /mnt/pve/two\n\tnodes {here}\n\n"
+        "nfs: off\n\tserver 127.0.0.1\n\texport /x\n\tpath /mnt/pve/three\n\tdisable\n\n"
+        f"dir: plain\n\tpath {root}\n"
+    )
+
+    def shown(**params: str) -> set[str]:
+        rows = tree.call(tree.ROWS["GET", "/nodes/{node}/storage"], {"node": "localhost", **params})
+        return {row["storage"] for row in rows}
+
+    assert shown(target="other") == {"everywhere"}
+    assert shown(target="localhost") == shown(target=here) == shown() == {"everywhere", "here", "off", "plain", "local"}
+
+
+def test_numbers_of_a_definition_are_numbers(root: Path) -> None:
+    paths.storage_config().write_text(
+        f"dir: one\n\tpath {root}\n\tdisable\n\tshared 0\n\tmax-protected-backups -1\n\tcontent none\n"
+    )
+    shown = tree.call(tree.ROWS["GET", "/storage/{storage}"], {"storage": "one"})
+    assert {key: shown[key] for key in ("disable", "shared", "max-protected-backups", "content", "path")} == {
+        "disable": 1, "shared": 0, "max-protected-backups": -1, "content": "none", "path": str(root),
+    }  # fmt: skip
+    (row,) = tree.call(tree.ROWS["GET", "/nodes/{node}/storage"], {"node": "localhost", "storage": "one"})
+    assert row["content"] == "none"

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from pvetools.options.storage import StorageOptions
 from pvetools.storage import names
 from pvetools.storage.backends.dir import Directory
-from pvetools.storage.definition import Definition
-from pvetools.storage.folders import FOLDERS
+from pvetools.storage.definition import FOLDERS, Definition
 from pvetools.system.errors import PveError
 
 

@@ -69,7 +69,6 @@ def test_rules_may_stand_on_the_command_line_or_in_the_definition(prune: Callabl
         rows = json.loads(prune("--dry-run", "--output-format", "json", *words).out)
         return sorted(row["mark"] for row in rows)
 
-    assert marks() == ["keep", "keep", "keep", "protected", "renamed"]
     assert marks("--keep-daily", "1", "--vmid", "100") == ["keep", "protected", "remove", "renamed"]
     assert marks("--keep-all", "1") == ["keep", "keep", "keep", "protected", "renamed"]
     assert marks("--type", "lxc", "--keep-last", "1") == ["keep"]
@@ -95,4 +94,21 @@ def test_contradicting_rules_remove_nothing(prune: Callable[..., Ran], dump: Pat
 
 
 def test_a_storage_without_backups_says_so(prune: Callable[..., Ran]) -> None:
-    assert prune("--dry-run").out == "no backups found\n"
+    assert prune("--dry-run", "--keep-last", "1").out == "no backups found\n"
+
+
+def test_a_table_has_no_header_on_request(prune: Callable[..., Ran], dump: Path) -> None:
+    lines = prune("--dry-run", "--keep-last", "1", "--vmid", "100", "--noheader").out.splitlines()
+    assert lines
+    assert all(line.startswith("local:backup/vzdump-qemu-100-") for line in lines)
+
+
+def test_without_rules_or_backups_there_is_nothing_to_do(prune: Callable[..., Ran], dump: Path) -> None:
+    ran = prune()
+    assert (ran.code, ran.out) == (255, "")
+    assert "storage 'local' has no prune-backups rules, and none are given" in ran.err
+    paths.storage_config().write_text(f"dir: local\n\tpath {dump.parent}\n\tcontent images\n")
+    ran = prune("--keep-last", "1")
+    assert ran.code == 255
+    assert "storage 'local' is not configured for content type 'backup'" in ran.err
+    assert len(list(dump.iterdir())) == 6

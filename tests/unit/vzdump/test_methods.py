@@ -54,7 +54,9 @@ def test_pruning_is_shown_before_it_is_done(node: Node):
 
 def test_without_limits_nothing_is_removed(node: Node):
     archives(node, "vzdump-qemu-100-2024_01_02-00_00_00.vma", "vzdump-qemu-100-2024_01_01-00_00_00.vma")
-    assert {row["mark"] for row in call("GET", PRUNE)} == {"keep"}
+    assert {row["mark"] for row in call("GET", PRUNE, **{"prune-backups": "keep-all=1"})} == {"keep"}
+    with pytest.raises(PveError, match="has no prune-backups rules, and none are given"):
+        call("GET", PRUNE)
 
 
 def test_only_backups_have_a_configuration_to_extract(node: Node):
