@@ -20,7 +20,7 @@ from pvetools.guest.common import edit, rescan
 from pvetools.guest.common.kind import used_volumes
 from pvetools.guest.qemu.kind import QEMU
 from pvetools.network import mac
-from pvetools.storage import volumes
+from pvetools.storage import inuse, volumes
 from pvetools.system import compress, files, lock, log, nbd, paths, task
 from pvetools.system.errors import Exists, NotFound, ParamErrors, PveError, Refused
 from pvetools.system.streams import FileTarget, Target
@@ -238,6 +238,7 @@ class _Restore:
             return stack.enter_context(image)
         fd = os.open(found.path, os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, fd)
+        stack.enter_context(inuse.filling(found.path))
         return FileTarget(fd, name=str(found.path), known_zero=found.blank)
 
     # -- configuration ---------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pvetools.storage import images, names, ova
+from pvetools.system import files
 from pvetools.system.compress import BY_EXTENSION
 from pvetools.system.errors import ParamErrors, PveError, Refused
 
@@ -60,7 +61,7 @@ def _check_disc(path: Path, name: str) -> None:
 def _check_template(path: Path, name: str) -> None:
     codec = BY_EXTENSION.get(name.rpartition(".")[2])
     offset, magics = (0, codec.magic) if codec else (_TAR_MAGIC[0], (_TAR_MAGIC[1],))
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         head = file.read(512)[offset:]
     if not head.startswith(magics):
         raise PveError(f"'{name}' does not hold what its name says")

@@ -9,11 +9,12 @@ import json
 import os
 import re
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pvetools.system import run
-from pvetools.system.errors import PveError
+from pvetools.system.errors import PveError, Refused
 
 _PORTS = range(60000, 60051)  # those that firewalls of a cluster leave open
 _PATIENCE = 30.0  # seconds for the other side to connect
@@ -23,19 +24,39 @@ Announce = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def output(name: str) -> Iterator[int]:
+def output(name: str, apart_from: Path | None = None) -> Iterator[int]:
     """A descriptor to write to: ``-`` or a file, which is made or replaced.
 
+    Args:
+        name: ``-`` or a path.
+        apart_from: a file or device that it must not be, by whatever name, as it is read meanwhile.
+
     Raises:
-        PveError: it can't be opened, or it is a terminal.
+        PveError: it can't be opened, or it is a terminal. Refused: it is what is read.
     """
     if name == "-":
         if os.isatty(1):
             raise PveError("the stream of a volume is not for a terminal: give a file, or a pipe on standard output")
+        _check_apart(1, "standard output", apart_from)
         yield 1
         return
-    with _file(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+    with _file(name, os.O_WRONLY | os.O_CREAT) as fd:
+        _check_apart(fd, f"'{name}'", apart_from)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            os.ftruncate(fd, 0)
         yield fd
+
+
+def _check_apart(fd: int, name: str, other: Path | None) -> None:
+    try:
+        found, read = os.fstat(fd), other.stat() if other else None
+    except OSError:
+        return  # it is in no reach of the kernel
+    same_device = read and stat.S_ISBLK(found.st_mode) and (stat.S_IFMT(read.st_mode), read.st_rdev) == (
+        stat.S_IFMT(found.st_mode), found.st_rdev
+    )  # fmt: skip
+    if read and (same_device or os.path.samestat(found, read)):
+        raise Refused(f"{name} is the volume itself: it would be overwritten while it is read")
 
 
 @contextlib.contextmanager

@@ -111,6 +111,12 @@ class FolderStorage:
     def parse(self, name: str) -> VolumeName:
         return names.parse(name)
 
+    def named(self, name: str) -> VolumeName | None:
+        """A volume's name taken apart; None for a file whose name can be no volume's."""
+        with contextlib.suppress(PveError):
+            return self.parse(name)
+        return None
+
     def path(self, name: str, snapshot: str = "") -> Path:
         parsed = self.parse(name)
         if snapshot and parsed.format != "qcow2":
@@ -260,6 +266,11 @@ class FolderStorage:
         folder = self.directory("images") / str(wish.vmid)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise PveError(f"storage '{self.id}': '{folder}' is no folder") from None
+        except OSError as error:
+            raise self._explained(error, wish.size) from error
+        try:
             own = wish.name or next_name(folder, wish.vmid, wish.format)
             path = self.path(f"{wish.vmid}/{own}")
             self._take(path, wish.format)
@@ -492,7 +503,7 @@ class FolderStorage:
     # Attributes.
 
     def notes(self, name: str) -> str:
-        return files.read_text(self._notes_file(name)) or ""
+        return _noted(self._notes_file(name))
 
     def set_notes(self, name: str, text: str) -> None:
         beside = self._notes_file(name)
@@ -570,7 +581,7 @@ def _lister(
     def listed(storage: FolderStorage, folder: Path, vmid: int | None) -> Iterator[Volume]:
         for entry in _scan(folder) if of_guests or vmid is None else ():
             match = pattern.fullmatch(entry.name)
-            if match and (stat := _stat(entry)):
+            if match and storage.named(f"{content}/{entry.name}") and (stat := _stat(entry)):
                 volid = f"{storage.id}:{content}/{entry.name}"
                 yield Volume(volid, content, form(match), stat.st_size, ctime=int(stat.st_ctime))
 
@@ -582,15 +593,15 @@ def _backups(storage: FolderStorage, folder: Path, vmid: int | None) -> Iterator
     present = {entry.name for entry in entries}
     for entry in entries:
         match, archive = names.BACKUP.fullmatch(entry.name), names.archive(entry.name)
-        owner = storage.parse(f"backup/{entry.name}").vmid if match else None
-        if not match or vmid not in (None, owner) or not (stat := _stat(entry)):
+        parsed = storage.named(f"backup/{entry.name}") if match else None
+        if not match or not parsed or vmid not in (None, parsed.vmid) or not (stat := _stat(entry)):
             continue
         yield Volume(
             f"{storage.id}:backup/{entry.name}",
             "backup",
             match[1],
             stat.st_size,
-            vmid=owner,
+            vmid=parsed.vmid,
             ctime=archive.ctime if archive and archive.ctime is not None else int(stat.st_ctime),
             subtype=archive.kind if archive else "unknown",
             notes=_first_line(folder / f"{entry.name}.notes") if f"{entry.name}.notes" in present else "",
@@ -599,7 +610,17 @@ def _backups(storage: FolderStorage, folder: Path, vmid: int | None) -> Iterator
 
 
 def _first_line(path: Path) -> str:
-    return (files.read_text(path) or "").partition("\n")[0]
+    with contextlib.suppress(OSError, PveError):  # a list does not fail because of notes
+        return _noted(path).partition("\n")[0]
+    return ""
+
+
+def _noted(path: Path) -> str:
+    """The text of a file of notes; empty when there is none, or a link to somewhere else."""
+    if not os.path.lexists(path) or path.is_symlink():
+        return ""
+    with files.open_regular(path) as file:
+        return file.read().decode("utf-8", "surrogateescape")
 
 
 _LISTERS: dict[str, Lister] = {

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from pvetools.system import files
 from pvetools.system.errors import PveError, Refused
 
 _QCOW2 = struct.Struct(">4sIQIIQ")  # magic, version, offset and length of the backing name, cluster bits, size
@@ -33,7 +34,7 @@ class ImageInfo(NamedTuple):
 
 def format_of(path: Path) -> str:
     """The format that an image of unknown origin begins with; raw for everything that is none of the others."""
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         head = file.read(1024)
     return "vmdk" if b"# Disk DescriptorFile" in head else _MAGIC.get(head[:4], "raw")
 
@@ -44,7 +45,7 @@ def inspect(path: Path, form: str) -> ImageInfo:
     Raises:
         PveError: the header is damaged. FileNotFoundError.
     """
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         if form == "qcow2":
             return _qcow2(file, path)
         if form == "vmdk":

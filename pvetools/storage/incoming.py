@@ -114,7 +114,7 @@ def blocks(file: IO[bytes]) -> Iterator[bytes]:
 def digest_of(path: Path, algorithm: str) -> str:
     """Checksum of a file's content, in hexadecimal digits."""
     found = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         for chunk in blocks(file):
             found.update(chunk)
     return found.hexdigest()

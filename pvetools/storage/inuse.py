@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from pvetools.storage import mounts
 
 _FLOCK = struct.Struct("@hhqqi4x")
-# QEMU locks single bytes of the image: one a permission it holds (from 100) and one it denies to others (from 200)
-_QEMU_LOCKS = (100, 200)
+# QEMU locks single bytes of the image: one a permission it holds (from 100) and one it denies to others (from 200).
+_LOCKS = 100, 200  # first byte, bytes
+_FILLING = 201, 99  # all but reading is denied
 
 
 def mount_points() -> list[str]:
@@ -24,14 +28,32 @@ def is_mount_point(path: Path) -> bool:
     return os.path.realpath(path) in mount_points()
 
 
-def _locked_by_qemu(path: Path) -> bool:
+@contextlib.contextmanager
+def filling(path: Path) -> Iterator[None]:
+    """Keep a file or folder, which a program fills that takes no locks, from being removed or used by QEMU meanwhile.
+
+    Devices are seen by who has them open.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        wish = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _QEMU_LOCKS[0], 200, 0)
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wish)
+        if not stat.S_ISBLK(os.fstat(fd).st_mode):
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, *_FILLING, 0))
+        yield
     finally:
         os.close(fd)
-    return int(_FLOCK.unpack(answer)[0]) != fcntl.F_UNLCK
+
+
+def _holder(path: Path) -> str:
+    """Who has locked a file or folder, in words."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        wish = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, *_LOCKS, 0)
+        kind, _, start, length, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wish))
+    finally:
+        os.close(fd)
+    if kind == fcntl.F_UNLCK:
+        return ""
+    return "a command that is filling it" if (start, length) == _FILLING else "a running QEMU"
 
 
 def _loop_device(path: Path) -> str:
@@ -66,11 +88,11 @@ def _is_below(path: str, folder: str) -> bool:
 
 def user_of(path: Path) -> str:
     """Who uses a file or folder, in words; empty when nobody does."""
+    if holder := _holder(path):
+        return holder
     if path.is_dir():
         real = os.path.realpath(path)
         point = next((point for point in mount_points() if point == real or point.startswith(real + "/")), "")
         return f"the mount '{point}'" if point else _bound_folder(real)
-    if _locked_by_qemu(path):
-        return "a running QEMU"
     device = _loop_device(path)
     return f"the loop device {device}" if device else ""

@@ -14,7 +14,7 @@ from pvetools.system.errors import PveError
 
 IMAGE_FORMATS = ("raw", "qcow2", "vmdk", "subvol")
 _STORAGE = r"[a-zA-Z][a-zA-Z0-9._-]*[a-zA-Z0-9]"
-_VOLUME_ID = re.compile(rf"({_STORAGE}):([^\x00-\x1f\x7f]+)")
+_VOLUME_ID = re.compile(rf"({_STORAGE}):([^\x00-\x1f\x7f\ud800-\udfff]+)")
 _IMAGE = re.compile(r"((base-)?[^/\s]+\.(raw|qcow2|vmdk|subvol))")
 _LINKED = re.compile(r"([1-9]\d*)/(\S+)/([1-9]\d*)/(\S+)", re.ASCII)
 _OWNED = re.compile(r"([1-9]\d*)/(\S+)", re.ASCII)
@@ -128,8 +128,10 @@ def parse(name: str) -> VolumeName:
     Raises:
         PveError: malformed, or it would lead out of its folder.
     """
-    if re.search(r"[\x00-\x1f\x7f]", name) or {".", ".."} & set(name.split("/")):
-        raise PveError(f"unable to parse directory volume name '{name}': '..' and control characters are not allowed")
+    if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name) or {".", ".."} & set(name.split("/")):
+        raise PveError(
+            f"unable to parse directory volume name '{name}': '..', control characters and invalid UTF-8 are refused"
+        )
     folder, _, rest = name.partition("/")
     found = _BY_FOLDER[folder](rest) if folder in _BY_FOLDER else _parse_image_path(name)
     if found is None:

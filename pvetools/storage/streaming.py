@@ -42,7 +42,11 @@ class Meter:
 
 
 def stream(
-    argv: Sequence[str | os.PathLike[str]], *, stdin: int | None = None, stdout: int | None = None, total: int = 0
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    meter: Meter | None = None,
 ) -> str:
     """Run a program with descriptors of ours to its end; gives what it said on standard error.
 
@@ -52,7 +56,7 @@ def stream(
         argv: program and arguments.
         stdin: what it reads; nothing by default.
         stdout: what it writes to; nowhere by default.
-        total: bytes that it will move, for the progress.
+        meter: is told how much the program has moved while it runs.
 
     Raises:
         RunError: with its words. BrokenPipeError: nobody reads what it writes. MissingTool.
@@ -61,9 +65,9 @@ def stream(
     source = run.DEVNULL if stdin is None else stdin
     target = run.DEVNULL if stdout is None else stdout
     with tempfile.TemporaryFile() as errors:
-        process, meter = run.popen(words, stdin=source, stdout=target, stderr=errors, tied=True), Meter(total)
+        process = run.popen(words, stdin=source, stdout=target, stderr=errors, tied=True)
         try:
-            code = _watched(process, meter, "rchar" if stdout is None else "wchar")
+            code = _watched(process, meter or Meter(0), "rchar" if stdout is None else "wchar")
         except BaseException:
             run.end_group(process)
             raise
@@ -73,7 +77,6 @@ def stream(
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
     if code:
         raise RunError(words, code, said)
-    meter.at(total)
     return said
 
 

@@ -19,11 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from pvetools.storage import images, names, volumes
+from pvetools.storage import images, inuse, names, volumes
 from pvetools.storage.convert import Image, convert
 from pvetools.storage.driver import Driver, Source, Stream, Streaming, Wish
-from pvetools.storage.streaming import feed, stream
-from pvetools.system import log, run, task
+from pvetools.storage.streaming import Meter, feed, stream
+from pvetools.system import files, log, run, task
 from pvetools.system.errors import Exists, PveError, Refused, RunError
 from pvetools.system.streams import FileSource, read_full, widen_pipe, write_all
 
@@ -206,7 +206,7 @@ def _copy_out(path: Path, out: int, size: int | None = None) -> None:
     """Write a file or device behind the size of the disk that it holds; default: its own."""
     from pvetools.storage import pump
 
-    with path.open("rb", 0) as file:
+    with files.open_regular(path) as file:
         content = FileSource(file.fileno(), str(path))
         pump.copy_out(content, out, HEADER.pack(content.size if size is None else size))
 
@@ -317,8 +317,9 @@ def _full_told(driver: Driver) -> Iterator[None]:
     """Say so when a storage has no space left: not every program does."""
     try:
         yield
-    except RunError as error:
-        if "No space left on device" in error.stderr or driver.status().avail < _NO_SPACE:
+    except PveError as error:
+        silent = isinstance(error, RunError) and driver.status().avail < _NO_SPACE
+        if silent or "No space left on device" in str(error):
             raise PveError(f"storage '{driver.definition.id}' is full: {error}") from error
         raise
 
@@ -329,9 +330,12 @@ def _fill_raw(target: Source, source: int, size: int) -> None:
     if target.format == "raw" and target.kind != "network":
         limits = ["iflag=fullblock,count_bytes", f"count={size}", "bs=64K"]
         kept = "conv=sparse,notrunc,fsync" if target.blank else "conv=notrunc,fsync"
-        said = stream(["dd", f"of={target.path}", *limits, kept], stdin=source, total=size)
+        meter = Meter(size)
+        with inuse.filling(target.path):
+            said = stream(["dd", f"of={target.path}", *limits, kept], stdin=source, meter=meter)
         found = re.search(r"^(\d+) bytes?\b", said, re.MULTILINE)
         pump.check_complete(int(found[1]) if found else 0, size, size)
+        meter.at(size)
     elif size % _SECTOR == 0 and _opens_again(source):
         _fill_from_file(target, source, size)
     else:
@@ -360,7 +364,9 @@ def _fill_from_file(target: Source, source: int, size: int) -> None:
 
 
 def _fill_image(target: Source, source: int, size: int) -> None:
-    stream(["dd", f"of={target.path}", "iflag=fullblock", "bs=64K", "conv=sparse,fsync"], stdin=source, total=size)
+    meter = Meter(size)
+    with inuse.filling(target.path):
+        stream(["dd", f"of={target.path}", "iflag=fullblock", "bs=64K", "conv=sparse,fsync"], stdin=source, meter=meter)
     info = images.check_foreign(target.path, target.format)
     if info.size != size:
         raise PveError(f"the image in the stream has {info.size} bytes, its header says {size}")
@@ -368,11 +374,14 @@ def _fill_image(target: Source, source: int, size: int) -> None:
     done = run.run(argv, check=False)
     if done.code not in (0, _ONLY_LEAKS):
         raise RunError(argv, done.code, done.stderr)
+    meter.at(size)
 
 
 def _fill_folder(target: Source, source: int, _size: int) -> None:
     # tar itself takes a stream that ends between two files for a whole one
-    if any(feed(["tar", *_TAR, "-C", target.path, "-xf", "-"], source, _TAR_END)):
+    with inuse.filling(target.path):
+        end = feed(["tar", *_TAR, "-C", target.path, "-xf", "-"], source, _TAR_END)
+    if any(end):
         raise PveError("the stream ended before the end of its archive")
 
 

@@ -7,9 +7,9 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from pvetools.storage import contents, incoming, volumes
+from pvetools.storage import contents, incoming, streaming, volumes
 from pvetools.storage.incoming import Checksum
-from pvetools.system import log, paths, run
+from pvetools.system import log, paths
 from pvetools.system.errors import NotFound, ParamErrors, Refused
 
 
@@ -40,7 +40,7 @@ def upload(wanted: Upload) -> None:
     contents.check(source, wanted.content, name)
     incoming.need_space(folder, source.stat().st_size)
     with incoming.part(folder) as temporary:
-        run.run(["cp", "--sparse=auto", "--reflink=auto", "--no-preserve=all", "--", source, temporary])
+        streaming.stream(["cp", "--sparse=auto", "--reflink=auto", "--no-preserve=all", "--", source, temporary])
         contents.check(temporary, wanted.content, name)
         incoming.appear(wanted.storage, temporary, target, replace=True)
     source.unlink()

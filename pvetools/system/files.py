@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import struct
 from pathlib import Path
+from typing import IO
+
+from pvetools.system.errors import PveError
 
 IMMUTABLE, NO_COW = 0x00000010, 0x00800000
 _GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
@@ -58,6 +62,20 @@ def remove(path: Path) -> bool:
         return False
     sync_folder(path.parent)
     return True
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """A file or a block device, open for reading. A pipe at its place would keep the reader waiting: it is refused.
+
+    Raises:
+        FileNotFoundError and other OSErrors. PveError: it is neither.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = os.fstat(fd).st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+        os.close(fd)
+        raise PveError(f"'{path}' is neither a file nor a block device")
+    return os.fdopen(fd, "rb")
 
 
 def set_flag(path: Path, flag: int, *, on: bool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -226,6 +228,23 @@ def test_a_definition_is_written_whole_or_not_at_all(root: Root) -> None:
         walk.kill_before(number)
         found = paths.storage_config()
         assert not found.exists() or found.read_text() == whole
+
+
+@pytest.mark.parametrize("way", ["file", "pipe"])
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+def test_an_import_that_fills_the_storage_says_so_and_leaves_nothing(
+    small: Path, root: Root, cli: Callable[..., Result], form: str, way: str
+) -> None:
+    paths.storage_config().write_text(f"dir: small\n\tpath {small}\n\tcontent images\n")
+    stream = root / "stream"
+    stream.write_bytes(struct.pack("<Q", 32 * MIB) + os.urandom(32 * MIB))
+    given = {"stdin": stream.read_bytes()} if way == "pipe" else {}
+    ran = cli(
+        "pvesm", "import", f"small:100/vm-100-disk-0.{form}", "raw+size", stream if way == "file" else "-", **given
+    )
+    assert ran.status == 255
+    assert "\nstorage 'small' is full: " in f"\n{ran.stderr}"
+    assert volumes.list_volumes("small") == []
 
 
 def test_a_base_that_proxmox_ve_made_immutable_can_be_removed(root: Root) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.storage import transfer, volumes
+from pvetools.storage import inuse, transfer, volumes
 from pvetools.storage.transfer import State
 from pvetools.system import paths, run
 from pvetools.system.errors import Exists, PveError, Refused
@@ -413,6 +413,51 @@ def test_an_export_that_nobody_reads_on_ends_quietly(storages: Root, cli: Callab
         process.stdout.close()
         assert process.wait(60) == 141
         assert process.stderr.read() == b""
+
+
+def test_a_volume_is_not_written_into_itself(storages: Root, cli: Callable[..., Result]) -> None:
+    volid, link = disk("one", "raw", content(1)), storages / "link"
+    link.symlink_to(volumes.path(volid))
+    for name in (volumes.path(volid), link):
+        ran = cli("pvesm", "export", volid, "raw+size", name)
+        said = f"'{name}' is the volume itself: it would be overwritten while it is read\n"
+        assert (ran.status, ran.stderr) == (255, said)
+    assert read(volid) == content(1)
+    link.unlink()
+    link.write_bytes(bytes(2 * SIZE))
+    cli("pvesm", "export", volid, "raw+size", link, ok=True)
+    assert link.read_bytes() == struct.pack("<Q", SIZE) + content(1)
+
+
+@pytest.mark.parametrize(
+    ("target", "form"),
+    [("two:100/vm-100-disk-0.raw", "raw+size"), ("snaps:100/vm-100-disk-0.raw", "raw+size"),
+     ("two:100/vm-100-disk-0.qcow2", "raw+size"), ("two:100/vm-100-disk-0.qcow2", "qcow2+size"),
+     ("two:100/subvol-100-disk-0.subvol", "tar+size")],
+)  # fmt: skip
+def test_a_volume_that_is_being_filled_stays(
+    storages: Root, cli: Callable[..., Result], target: str, form: str
+) -> None:
+    source = folder("one") if form == "tar+size" else disk("one", form.removesuffix("+size"), content(1))
+    stream = storages / "stream"
+    words = ["--with-snapshots", 1] if form == "qcow2+size" else []
+    cli("pvesm", "export", source, form, stream, *words, ok=True)
+    data = stream.read_bytes()
+    argv = storages.argv("pvesm", "import", target, form, "-", *words)
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=storages.environment()) as process:
+        process.stdin.write(data[: len(data) // 2])
+        process.stdin.flush()
+        deadline, said = time.monotonic() + 30, ""
+        while "is in use by" not in said:
+            assert time.monotonic() < deadline, f"not in use within 30 s: {said}"
+            time.sleep(0.05)
+            if volumes.exists(target) and inuse.user_of(volumes.path(target)):
+                said = cli("pvesm", "free", target).stderr
+        process.stdin.write(data[len(data) // 2 :])
+        process.stdin.close()
+        assert process.wait(60) == 0, process.stderr.read()
+    assert volumes.exists(target)
+    volumes.free(target)
 
 
 @pytest.mark.parametrize("form", ["raw", "qcow2"])

@@ -142,6 +142,22 @@ def test_the_disk_of_a_guest_is_not_freed_under_it(ok: Callable[..., str], run: 
     assert run("free", volid).code == 0
 
 
+def test_a_disk_of_a_guest_is_not_freed_by_another_of_its_names(
+    ok: Callable[..., str], run: Callable[..., Ran], root: Path
+) -> None:
+    ok("alloc", "local", "100", "", "100")
+    ok("add", "dir", "again", "--path", root / "var/lib/vz", "--content", "images")
+    guest = paths.guest_config("qemu", 100)
+    guest.parent.mkdir(parents=True, exist_ok=True)
+    own, invented = "local:100/vm-100-disk-0.raw", "local:9/base-9-x.raw/100/vm-100-disk-0.raw"
+    for named, freed in ((own, invented), (invented, own), (own, "again:100/vm-100-disk-0.raw")):
+        guest.write_text(f"name: web\nscsi0: {named},size=100K\n")
+        ran = run("free", freed)
+        assert (ran.code, ran.err) == (255, f"volume '{freed}' is a disk of VM 100 (scsi0); detach it there first\n")
+    guest.write_text("scsi0: gone:100/vm-100-disk-0.raw\n")
+    assert run("free", own).code == 0
+
+
 def test_the_format_can_be_chosen(ok: Callable[..., str]) -> None:
     assert "vm-100-disk-0.qcow2" in ok("alloc", "local", "100", "", "1G", "--format", "qcow2")
     assert "subvol-100-disk-1.subvol" in ok("alloc", "local", "100", "", "0", "--format", "subvol")

@@ -545,3 +545,64 @@ def test_the_lowest_limit_counts_unless_another_is_asked_for(root: Path) -> None
     assert volumes.bwlimit("clone", ["local"]) == 0
     assert volumes.bwlimit("restore", ["aa"], 7) == 7
     assert volumes.bwlimit("restore", ["aa"], 0) == 0
+
+
+# Odd files.
+
+
+@pytest.mark.parametrize("name", ["images/101/vm-101-disk-0.qcow2", "images/101/vm-101-disk-0.raw"])
+def test_a_pipe_at_the_place_of_an_image_keeps_nobody_waiting(local: Path, name: str) -> None:
+    volid = volumes.alloc("local", 100, MIB)
+    put(local, name).unlink()
+    os.mkfifo(local / name)
+    pipe = f"local:{name.removeprefix('images/')}"
+    with log.only(lambda _: None):
+        assert [found.volid for found in volumes.list_volumes("local")] == [volid, pipe]
+        volumes.free(volid)
+        with pytest.raises(PveError, match="is neither a file nor a block device"):
+            volumes.resize(pipe, 2 * MIB)
+        volumes.free(pipe)
+    assert not (local / name).exists()
+
+
+def test_notes_that_can_not_be_read_hide_no_backup(local: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    makers: list[Callable[[Path], object]] = [
+        os.mkfifo, Path.mkdir, lambda path: path.symlink_to(tmp_path / "secret"), lambda path: path.symlink_to("/x/y"),
+    ]  # fmt: skip
+    for vmid, make in enumerate(makers, 100):
+        archive = put(local, BACKUP.replace("-100-", f"-{vmid}-").replace("backup/", "dump/"))
+        make(archive.with_name(f"{archive.name}.notes"))
+    found = volumes.list_volumes("local", ["backup"])
+    assert [(volume.vmid, volume.notes) for volume in found] == [(vmid, "") for vmid in range(100, 104)]
+    assert volumes.notes(f"local:{BACKUP.replace('-100-', '-102-')}") == ""
+
+
+@pytest.mark.parametrize("odd", ["A\nx", "a\tb", "\udcff"])
+def test_files_with_names_that_no_volume_can_have_hide_no_others(local: Path, odd: str) -> None:
+    kinds = {"iso": ("template/iso", "iso"), "vztmpl": ("template/cache", "tar.gz"), "backup": ("dump", "tar"),
+             "snippets": ("snippets", "txt"), "import": ("import", "ova")}  # fmt: skip
+    for folder, extension in kinds.values():
+        for name in (odd, "plain"):
+            put(local, f"{folder}/{name}.{extension}")
+    put(local, f"images/100/{odd}.raw")
+    found = [volume.volid for volume in volumes.list_volumes("local")]
+    assert found == sorted(f"local:{content}/plain.{extension}" for content, (_, extension) in kinds.items())
+    assert volumes.info("local:iso/plain.iso").size == 1
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_what_stands_where_a_guests_folder_belongs_is_told(local: Path, make: Callable[[Path], None]) -> None:
+    put(local, "images/100").unlink()
+    make(local / "images/100")
+    with pytest.raises(PveError, match=f"^storage 'local': '{local}/images/100' is no folder$"):
+        volumes.alloc("local", 100, MIB)
+
+
+def test_whoever_asks_for_one_guest_sees_no_templates(local: Path) -> None:
+    put(local, "template/iso/a.iso")
+    put(local, "template/cache/b.tar.gz")
+    put(local, "snippets/c")
+    volid = volumes.alloc("local", 100, MIB)
+    assert [found.volid for found in volumes.list_volumes("local", vmid=100)] == [volid, "local:snippets/c"]
+    assert len(volumes.list_volumes("local")) == 4
