@@ -74,7 +74,19 @@ class PruneParams(NodeParams):
     "/nodes/{node}/storage/{storage}/prunebackups",
     PruneParams,
     permission=("/storage/{storage}", "Datastore.Audit", "Datastore.AllocateSpace"),
-    returns={"type": "array"},
+    returns={
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {
+                "volid": {"type": "string"},
+                "ctime": {"type": "integer"},
+                "type": {"type": "string"},
+                "mark": {"type": "string", "enum": ["keep", "remove", "protected", "renamed"]},
+                "vmid": {"type": "integer", "optional": 1},
+            },
+        },
+    },
 )
 def prune_plan(p: PruneParams) -> list[dict[str, Any]]:
     """Show which backups of a storage would be kept and which removed."""

@@ -16,13 +16,20 @@ _AUDIT = ("/storage/{storage}", "Datastore.Audit", "Datastore.AllocateSpace")
 _BYTES = {"type": "integer", "optional": 1, "renderer": "bytes"}
 _FLAG = {"type": "boolean", "optional": 1}
 _STATUS = {
-    "storage": {"type": "string"},
     "type": {"type": "string"},
-    "content": {"type": "string"},
-    **dict.fromkeys(("active", "enabled", "shared", "select_existing"), _FLAG),
+    "content": {"type": "string", "format": "pve-storage-content-list"},
+    **dict.fromkeys(("active", "enabled", "shared"), _FLAG),
     **dict.fromkeys(("total", "used", "avail"), _BYTES),
-    "used_fraction": {"type": "number", "optional": 1, "renderer": "fraction_as_percentage"},
 }
+_LISTED = {
+    "storage": {"type": "string", "format": "pve-storage-id"},
+    **_STATUS,
+    "used_fraction": {"type": "number", "optional": 1, "renderer": "fraction_as_percentage"},
+    "formats": {"type": "object", "optional": 1, "properties": {
+        "supported": {"type": "array", "items": {"type": "string"}}, "default": {"type": "string"}}},
+    "select_existing": _FLAG,
+}  # fmt: skip
+_DEFINED = {"type": "object", "properties": {"storage": {"type": "string"}, "type": {"type": "string"}}}
 _VOLUME = {
     "volid": {"type": "string"},
     "format": {"type": "string"},
@@ -33,6 +40,10 @@ _VOLUME = {
     "parent": {"type": "string", "optional": 1},
     "notes": {"type": "string", "optional": 1},
     "protected": _FLAG,
+}
+_DETAILS = {
+    "path": {"type": "string"},
+    **{key: _VOLUME[key] for key in ("size", "used", "format", "notes", "protected")},
 }
 
 # Definitions.
@@ -56,7 +67,8 @@ def _defined(name: str) -> dict[str, Any]:
     return definition.get(name).as_data()
 
 
-@method("GET", "/storage", ListParams, permission=("user",), returns={"type": "array", "items": {"type": "object"},
+@method("GET", "/storage", ListParams, permission=("user",), returns={"type": "array",
+        "items": {"type": "object", "properties": {"storage": {"type": "string"}}},
         "links": [{"rel": "child", "href": "{storage}"}]})  # fmt: skip
 def index(p: ListParams) -> list[dict[str, Any]]:
     """List the storages that are defined."""
@@ -76,7 +88,7 @@ def read(p: StorageName) -> dict[str, Any]:
     return {**_defined(p.storage), "digest": digest}
 
 
-@method("POST", "/storage", StorageOptions, permission=_ALLOCATE, returns={"type": "object"})
+@method("POST", "/storage", StorageOptions, permission=_ALLOCATE, returns=_DEFINED)
 def create(p: StorageOptions) -> dict[str, str]:
     """Define a storage."""
     from pvetools.storage import defining
@@ -95,7 +107,7 @@ class UpdateParams(StorageOptions, DigestParam):
 UpdateParams.FIELDS = {name: row for name, row in UpdateParams.FIELDS.items() if name != "type"}
 
 
-@method("PUT", "/storage/{storage}", UpdateParams, permission=_ALLOCATE, returns={"type": "object"})
+@method("PUT", "/storage/{storage}", UpdateParams, permission=_ALLOCATE, returns=_DEFINED)
 def update(p: UpdateParams) -> dict[str, str]:
     """Change the definition of a storage."""
     from pvetools.storage import defining
@@ -136,7 +148,7 @@ class NodeStorageParams(NodeParams, StorageName):
 
 def _row(row: Any) -> dict[str, Any]:
     found, space = row.definition, row.space
-    data: dict[str, Any] = {
+    return {
         "type": found.type,
         "content": found.content_text,
         "active": int(row.active),
@@ -144,9 +156,10 @@ def _row(row: Any) -> dict[str, Any]:
         "shared": int(found.shared),
         **{key: getattr(space, key) if space else 0 for key in ("total", "used", "avail")},
     }
-    if space and space.total:
-        data["used_fraction"] = space.used / space.total
-    return data
+
+
+def _share(row: Any) -> dict[str, Any]:
+    return {"used_fraction": row.space.used / row.space.total} if row.space and row.space.total else {}
 
 
 def _formats(row: Any) -> dict[str, Any]:
@@ -158,7 +171,7 @@ def _formats(row: Any) -> dict[str, Any]:
 
 
 @method("GET", "/nodes/{node}/storage", StatusParams, permission=("user",),
-        returns={"type": "array", "items": {"type": "object", "properties": _STATUS},
+        returns={"type": "array", "items": {"type": "object", "properties": _LISTED},
                  "links": [{"rel": "child", "href": "{storage}"}]})  # fmt: skip
 def status_list(p: StatusParams) -> list[dict[str, Any]]:
     """Show the storages of the node and how full they are."""
@@ -172,12 +185,12 @@ def status_list(p: StatusParams) -> list[dict[str, Any]]:
             continue
         if row.enabled and not row.active:
             log.warn(row.reason)
-        rows.append({"storage": row.definition.id, **_row(row), **(_formats(row) if p.format_ else {})})
+        rows.append({"storage": row.definition.id, **_row(row), **_share(row), **(_formats(row) if p.format_ else {})})
     return rows
 
 
 @method("GET", "/nodes/{node}/storage/{storage}/status", NodeStorageParams, permission=_AUDIT,
-        returns={"type": "object", "properties": {k: v for k, v in _STATUS.items() if k != "storage"}})  # fmt: skip
+        returns={"type": "object", "properties": _STATUS})  # fmt: skip
 def status(p: NodeStorageParams) -> dict[str, Any]:
     """Show how full a storage is."""
     from pvetools.storage import volumes
@@ -336,7 +349,7 @@ def _volid(p: VolumeParams) -> str:
 _VOLUME_PATH = "/nodes/{node}/storage/{storage}/content/{volume:*}"
 
 
-@method("GET", _VOLUME_PATH, VolumeParams, permission=("user",), returns={"type": "object", "properties": _VOLUME})
+@method("GET", _VOLUME_PATH, VolumeParams, permission=("user",), returns={"type": "object", "properties": _DETAILS})
 def volume_info(p: VolumeParams) -> dict[str, Any]:
     """Show one volume."""
     from pvetools.storage import volumes
