@@ -482,7 +482,8 @@ class FolderStorage:
         if parsed.content == "import" and parsed.format == "ova":
             return ova.guest(path, f"{name}/")
         if parsed.content == "import" and parsed.format == "ovf":
-            return ovf.parse(path.read_bytes(), ovf.beside(path, "import/"))
+            with files.open_regular(path) as file:
+                return ovf.parse(file.read(), ovf.beside(path, "import/"))
         raise Refused(f"volume '{self.id}:{name}' describes no guest: an OVA archive or an OVF descriptor is expected")
 
     @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pvetools.storage import imported, incoming, ovf
 from pvetools.storage.imported import Disk, Guest, Warn
-from pvetools.system import log
+from pvetools.system import files, log
 from pvetools.system.errors import NotFound, PveError, Refused
 
 _MEMBER = re.compile(r"[a-zA-Z0-9\-+=_ ][a-zA-Z0-9\-.+=_ ]*")
@@ -31,7 +31,7 @@ class _Content(NamedTuple):
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
-        with tarfile.open(path, "r:") as archive:
+        with files.open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             yield archive
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise PveError(f"'{path}' is not a valid OVA archive: {error}") from None

@@ -565,6 +565,15 @@ def test_a_pipe_at_the_place_of_an_image_keeps_nobody_waiting(local: Path, name:
     assert not (local / name).exists()
 
 
+@pytest.mark.parametrize("name", ["import/x.ova", "import/x.ovf"])
+def test_a_pipe_is_nothing_to_import(local: Path, name: str) -> None:
+    put(local, name).unlink()
+    os.mkfifo(local / name)
+    assert volumes.list_volumes("local") == []
+    with pytest.raises(PveError, match="is neither a file nor a block device"):
+        volumes.guest(f"local:{name}")
+
+
 def test_notes_that_can_not_be_read_hide_no_backup(local: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     makers: list[Callable[[Path], object]] = [
