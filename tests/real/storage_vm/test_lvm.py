@@ -204,14 +204,18 @@ def test_what_the_disk_held_before_the_group_does_not_show_in_new_volumes(define
 def unable(module_root: Path) -> Iterator[str]:
     """A volume on a group that can't make zeros by itself, as on an encrypted disk; others have left data there."""
     device = beds.disk(3)
-    sh(f'dmsetup create unable --table "0 $(blockdev --getsz {device}) crypt cipher_null-ecb - 0 {device} 0"')
-    sh("vgcreate -q vgunable /dev/mapper/unable")
-    _define(f"lvm: {STORAGE}\n\tvgname vgunable\n")
-    volid = volumes.alloc(STORAGE, 100, SIZE)
-    put(volid, 0x67, 0, SIZE)
-    sh("lvremove -qfy vgunable/vm-100-disk-0")
-    yield volid
-    sh("vgremove -qfy vgunable; dmsetup remove unable")
+    # behind its first MiB: LVM would find its label on the disk below as well
+    table = f"0 $(($(blockdev --getsz {device}) - 2048)) crypt cipher_null-ecb - 0 {device} 2048"
+    sh(f'dmsetup create unable --table "{table}"; udevadm settle')
+    try:
+        sh("vgcreate -q vgunable /dev/mapper/unable")
+        _define(f"lvm: {STORAGE}\n\tvgname vgunable\n")
+        volid = volumes.alloc(STORAGE, 100, SIZE)
+        put(volid, 0x67, 0, SIZE)
+        sh("lvremove -qfy vgunable/vm-100-disk-0")
+        yield volid
+    finally:
+        sh("vgremove -qfy vgunable; udevadm settle; dmsetup remove --retry unable")
 
 
 def _imported(volid: str, disk: bytes, scratch: Path) -> None:
@@ -232,6 +236,7 @@ def _restored(_volid: str, disk: bytes, scratch: Path) -> None:
     archive = scratch / "vzdump-qemu-100-2026_01_01-00_00_00.vma"
     archive.write_bytes(write_archive({"qemu-server.conf": drive.encode()}, {"drive-scsi0": disk}))
     restore_qemu.restore(restore_qemu.Request(str(archive), 100, storage=STORAGE))
+    paths.guest_config("qemu", 100).unlink()
 
 
 @pytest.mark.parametrize("made", [_imported, _converted, _restored])
@@ -264,7 +269,8 @@ def wiping(define: Define) -> Iterator[tuple[subprocess.Popen[bytes], str, int]]
         [sys.executable, "-c", ENTRY.format(tool="pvesm"), "free", volid],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
-    wait_until(lambda: on_disk(device, start)[:MIB] == bytes(MIB))
+    wait_until(lambda: process.poll() is not None or on_disk(device, start)[:MIB] == bytes(MIB))
+    assert process.poll() is None, process.communicate()
     assert names() == ["del-vm-100-disk-0"]
     yield process, device, start
     if process.poll() is None:
