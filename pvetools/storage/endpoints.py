@@ -42,7 +42,8 @@ def output(name: str, apart_from: Path | None = None) -> Iterator[int]:
         return
     with _file(name, os.O_WRONLY | os.O_CREAT) as fd:
         _check_apart(fd, f"'{name}'", apart_from)
-        if stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_size:  # ext4 writes at once what comes after a truncation
             os.ftruncate(fd, 0)
         yield fd
 

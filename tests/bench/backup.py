@@ -5,6 +5,7 @@ import random
 import shutil
 import statistics
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,12 +45,15 @@ def write_disk(path: Path) -> None:
             disk.write(bytes(MIB))
 
 
-def alternately(*actions: tuple[Callable[[], object], Callable[[], object]], rounds: int = ROUNDS) -> list[float]:
+def alternately(
+    *actions: tuple[Callable[[], object], Callable[[], object]], rounds: int = ROUNDS, pause: float = 0
+) -> list[float]:
     """Median seconds of each action; after each of its runs its traces are removed, and are not counted.
 
     Data that is still on its way to the disk when one ends would slow the next one down, and the memory that it has
     just given back is dearer or cheaper for whoever comes next: so they change places. With an even number of rounds
-    each goes first equally often.
+    each goes first equally often. After a pause of some seconds the host of a virtual machine has taken the memory
+    back, and it is equally dear for all.
     """
     seconds: list[list[float]] = [[] for _ in actions]
     turn = list(zip(seconds, actions, strict=True))
@@ -57,6 +61,7 @@ def alternately(*actions: tuple[Callable[[], object], Callable[[], object]], rou
         turn.reverse()
         for times, (action, clean) in turn:
             os.sync()
+            time.sleep(pause)
             times.append(timed(action))
             clean()
     return [statistics.median(times) for times in seconds]

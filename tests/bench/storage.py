@@ -15,7 +15,8 @@ from tests.real.storage.fuse import Slow
 IMAGES = 10_000
 SAMPLE = 100  # images that the slow peer is asked for
 STREAM = "raw+size"
-ROUNDS = 12  # a host that takes freed memory back makes each run cheap or dear, by a factor of three
+ROUNDS = 4
+TAKEN_BACK = 4.0  # seconds; Linux tells a host of free memory after two
 
 
 def define(scratch: Path, *sections: str) -> dict[str, str]:
@@ -72,7 +73,8 @@ def streams(scratch: Path) -> list[Figure]:
 
     def both(ours: list[object], target: Path, theirs: list[object]) -> list[float]:
         return alternately(
-            (lambda: run(ours, env), removing(target)), (lambda: run(theirs, env), removing(peer)), rounds=ROUNDS
+            (lambda: run(ours, env), removing(target)), (lambda: run(theirs, env), removing(peer)),
+            rounds=ROUNDS, pause=TAKEN_BACK,
         )  # fmt: skip
 
     other = scratch / "other"
