@@ -56,21 +56,29 @@ def convert(source: Image, target: Source, *, stdin: int | None = None, label: s
         RunError: with the words of qemu-img. PveError: the volume can't be written.
     """
     meter = Meter(source.size, label)
-    blank = ["--target-is-zero"] if target.blank else []
+    how = ["--target-is-zero"] if target.blank else []
+    if _has_places(target):
+        how.append("-W")  # several writes at once; elsewhere they would get places in the order they came
     if target.kind == "network":
         from pvetools.system import nbd
 
         with nbd.served(target.image, target.format, target.options) as url:
-            _convert(source, [*blank, "-O", "raw"], url, stdin, meter)
+            _convert(source, [*how, "-O", "raw"], url, stdin, meter)
     else:
         # the same secret may open both
         options = [word for word in target.options if word not in source.options]
-        _convert(source, [*blank, *options, "-O", target.format], target.image, stdin, meter)
+        _convert(source, [*how, *options, "-O", target.format], target.image, stdin, meter)
+
+
+def _has_places(target: Source) -> bool:
+    """Whether it is settled where the parts of a volume lie."""
+    if target.kind == "network" or target.format == "raw":
+        return True
+    return target.format == "qcow2" and images.is_laid_out(target.path)
 
 
 def _convert(source: Image, options: Sequence[str], target: str, stdin: int | None, meter: Meter) -> None:
-    order = ["-W"] if "raw" in options else []  # several writes at once; qcow2 would place them in the order they came
-    argv = ["qemu-img", "convert", "-p", "-n", "-t", "writeback", *order]
+    argv = ["qemu-img", "convert", "-p", "-n", "-t", "writeback"]
     argv += [*source.options, "-f", source.format, *options, source.image, target]
     with tempfile.TemporaryFile() as errors:
         process = run.popen(

@@ -11,6 +11,7 @@ from pvetools.system import files
 from pvetools.system.errors import PveError, Refused
 
 _QCOW2 = struct.Struct(">4sIQIIQ")  # magic, version, offset and length of the backing name, cluster bits, size
+_L1 = struct.Struct(">4s36xQ")  # magic, offset of the first table
 _VMDK = struct.Struct("<4sIIQQQQ")  # magic, version, flags, capacity, grain, offset and length of the descriptor
 _COWD = struct.Struct("<4sIII")  # magic, version, flags, capacity
 _EXTENT = re.compile(rb"^\s*(?:RW|RDONLY|NOACCESS)\s+(\d{1,15})\s+\w+", re.MULTILINE)
@@ -51,6 +52,19 @@ def inspect(path: Path, form: str) -> ImageInfo:
         if form == "vmdk":
             return _vmdk(file, path)
         return ImageInfo(file.seek(0, 2))
+
+
+def is_laid_out(path: Path) -> bool:
+    """Whether a new qcow2 image has a place for its first bytes, as one with preallocated metadata has for all.
+
+    Raises:
+        PveError: it is no file. FileNotFoundError.
+    """
+    with files.open_regular(path) as file:
+        head = file.read(_L1.size)
+        if len(head) < _L1.size or head[:4] != b"QFI\xfb":
+            return False
+        return any(_read_at(file, _L1.unpack(head)[1], 8))
 
 
 def _damaged(path: Path, form: str, why: str) -> PveError:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pvetools.storage import images
 from pvetools.storage.convert import Image, convert, foreign
 from pvetools.storage.driver import Source
 from pvetools.system import log, run
@@ -19,8 +20,8 @@ MIB = 1 << 20
 PIECES = st.lists(st.tuples(st.booleans(), st.integers(1, 90_000)), min_size=1, max_size=8)
 
 
-def disk(path: Path, form: str, size: int) -> Source:
-    run.run(["qemu-img", "create", "-q", "-f", form, path, str(size)])
+def disk(path: Path, form: str, size: int, preallocation: str = "off") -> Source:
+    run.run(["qemu-img", "create", "-q", "-f", form, "-o", f"preallocation={preallocation}", path, str(size)])
     return Source("file", path, form)
 
 
@@ -30,17 +31,35 @@ def content(path: Path, form: str) -> bytes:
 
 
 @settings(max_examples=15, deadline=None)
-@given(PIECES, st.sampled_from(("raw", "qcow2")), st.sampled_from((0, 512, 3 * MIB)))
+@given(
+    PIECES,
+    st.sampled_from((("raw", "off"), ("qcow2", "off"), ("qcow2", "metadata"))),
+    st.sampled_from((0, 512, 3 * MIB)),
+)
 def test_an_image_is_copied_into_a_volume_of_at_least_its_size(
-    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[bool, int]], form: str, more: int
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[bool, int]], kind: tuple[str, str], more: int
 ) -> None:
     folder = tmp_path_factory.mktemp("images")
     data = b"".join(os.urandom(length) if noise else bytes(length) for noise, length in pieces)
     data += bytes(-len(data) % 512)
     (folder / "source.raw").write_bytes(data)
-    target = disk(folder / "target", form, len(data) + more)
+    target = disk(folder / "target", kind[0], len(data) + more, kind[1])
     convert(Image(str(folder / "source.raw"), "raw", len(data)), target)
-    assert content(target.path, form) == data + bytes(more)
+    assert content(target.path, kind[0]) == data + bytes(more)
+
+
+@pytest.mark.parametrize(("preallocation", "laid_out"), [("off", False), ("metadata", True), ("falloc", True)])
+def test_only_an_image_whose_parts_have_places_takes_them_in_any_order(
+    tmp_path: Path, preallocation: str, laid_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "source.raw", disk(tmp_path / "target", "qcow2", MIB, preallocation)
+    source.write_bytes(b"x" * MIB)
+    started: list[list[str]] = []
+    popen = run.popen
+    monkeypatch.setattr(run, "popen", lambda argv, **how: started.append([*argv]) or popen(argv, **how))
+    convert(foreign(source), target)
+    assert ["-W" in argv for argv in started] == [laid_out]
+    assert not images.is_laid_out(source)
 
 
 @pytest.mark.parametrize("form", ["raw", "qcow2"])
