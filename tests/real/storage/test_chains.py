@@ -77,19 +77,19 @@ def test_snapshots_of_programs_are_no_volumes_either(empty: Case) -> None:
 
 
 def test_a_name_whose_snapshots_could_not_be_told_from_volumes_gets_none(empty: Case) -> None:
-    volid = empty.alloc(name="data.qcow2")
+    volid = empty.alloc(300, name="data.qcow2")
     with pytest.raises(Refused, match="can't have snapshots as files beside it: its name does not begin with vm-ID-"):
         volumes.snapshot(volid, "one")
     assert below(volid) == ["data.qcow2"]
 
 
 def test_a_volume_leaves_the_snapshots_of_one_with_a_longer_name(empty: Case) -> None:
-    short, long = empty.alloc(name="vm-100-x.qcow2"), empty.alloc(name="vm-100-vm-100-x.qcow2")
+    short, long = empty.alloc(300, name="vm-300-x.qcow2"), empty.alloc(300, name="vm-300-vm-300-x.qcow2")
     put(long, 0x11)
     volumes.snapshot(long, "one")
-    volumes.snapshot(short, "before-vm-100-y")
+    volumes.snapshot(short, "before-vm-300-y")
     volumes.free(short)
-    assert below(long) == ["snap-one-vm-100-vm-100-x.qcow2", "vm-100-vm-100-x.qcow2"]
+    assert below(long) == ["snap-one-vm-300-vm-300-x.qcow2", "vm-300-vm-300-x.qcow2"]
     assert holds(long, 0x11)
 
 
