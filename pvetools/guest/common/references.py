@@ -12,7 +12,7 @@ from pvetools.system import files, paths
 from pvetools.system.errors import PveError
 
 _LABEL = {"qemu": "VM", "lxc": "CT"}
-_BEFORE = r"[a-zA-Z][\w.-]*:(?:[^\s,:]+/)?"  # what stands before a volume's own name
+_BEFORE = r"[a-zA-Z][\w.-]*:(?:[^\s,]+/)?"  # what stands before a volume's own name
 
 
 def disk_of(volid: str) -> str:
@@ -20,7 +20,7 @@ def disk_of(volid: str) -> str:
 
     ``unusedN`` entries do not count. Snapshots and pending changes do.
     """
-    own = re.split("[:/]", volid)[-1]
+    own = volid.partition(":")[2].rpartition("/")[2]
     names_it = re.compile(
         rf"^(?!unused)(\w+): (?:[^\n]*,)?(?:[\w-]+=)?({_BEFORE}{re.escape(own)})(?:,|$)", re.MULTILINE
     )

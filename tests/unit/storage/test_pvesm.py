@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from pvetools.cli import app, pvesh, pvesm
+from pvetools.guest.common import references
 from pvetools.system import paths
 
 
@@ -156,6 +157,14 @@ def test_a_disk_of_a_guest_is_not_freed_by_another_of_its_names(
         assert (ran.code, ran.err) == (255, f"volume '{freed}' is a disk of VM 100 (scsi0); detach it there first\n")
     guest.write_text("scsi0: gone:100/vm-100-disk-0.raw\n")
     assert run("free", own).code == 0
+
+
+def test_a_disk_of_a_guest_may_have_a_colon_in_its_name(root: Path) -> None:
+    guest = paths.guest_config("qemu", 100)
+    guest.parent.mkdir(parents=True, exist_ok=True)
+    guest.write_text("scsi0: san:ns1.nvme-A_B:1,size=1G\nide2: none,media=cdrom\n")
+    assert references.disk_of("san:ns1.nvme-A_B:1") == "VM 100 (scsi0)"
+    assert references.disk_of("san:ns1.nvme-A_B:2") == references.disk_of("other:ns1.nvme-A_B:1") == ""
 
 
 def test_the_format_can_be_chosen(ok: Callable[..., str]) -> None:
