@@ -17,7 +17,7 @@ APT_RUN := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils lxc 
 # what the demo and the tests need besides
 APT_TEST := debootstrap busybox-static kmod cpio mtools syslinux syslinux-common fdisk dosfstools man-db bash-completion attr acl \
 	btrfs-progs ceph-common ceph-mon ceph-mgr ceph-osd qemu-block-extra tgt virtnbdbackup libnbd-bin socat iputils-ping procps kbd sudo
-# a registry, and what the simulated ESXi host is built with: large, or servers that start, so `make test` does without
+# a registry, and what the simulated ESXi host is built with: large, so the demo does without
 APT_PEERS := golang-go golang-github-vmware-govmomi-dev docker-registry
 
 export DEBIAN_FRONTEND := noninteractive
@@ -30,7 +30,7 @@ demo: assets
 	$(SANDBOXED) $(CURDIR)/$(VENV)/bin/python -m tests.demo
 
 # pure logic beside the storage VM, which takes one core; then what has deadlines to meet has the machine for itself
-test: lint assets
+test: lint assets $(VENV)/peers
 	$(VENV)/bin/python -m tests.storage_vm.build
 	$(MAKE) -j2 -Otarget --no-print-directory test-pure test-vm
 	$(SANDBOXED) $(CURDIR)/$(VENV)/bin/python -m pytest tests/real
@@ -46,9 +46,6 @@ test-vm: $(VENV)/ready
 test-storage: assets
 	$(VENV)/bin/python -m tests.storage_vm.build
 	$(VENV)/bin/python -m pytest -p tests.storage_vm.plugin tests/real/storage_vm
-	apt-get update -q
-	$(call install_idle,docker-registry,$(APT_PEERS))
-	$(SANDBOXED) $(CURDIR)/$(VENV)/bin/python -m pytest tests/real/vmware tests/real/storage/test_registry.py
 
 # guest image and container templates, cached; made before the sandbox is entered, which reaches no mirror
 assets: $(VENV)/ready
@@ -99,6 +96,11 @@ $(VENV)/ready: pyproject.toml Makefile
 	$(call requirements,p["optional-dependencies"]["test"]) > $(VENV)/requirements.txt
 	$(VENV)/bin/pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
 	echo $(CURDIR) > $$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/pvetools.pth
+	touch $@
+
+$(VENV)/peers: $(VENV)/ready
+	apt-get update -q
+	$(call install_idle,docker-registry,$(APT_PEERS))
 	touch $@
 
 install: packages
