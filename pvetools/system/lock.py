@@ -15,33 +15,40 @@ DEFAULT_TIMEOUT = 10.0
 
 
 @contextlib.contextmanager
-def locked(path: Path, timeout: float = DEFAULT_TIMEOUT, *, what: str = "") -> Iterator[None]:
+def locked(path: Path, timeout: float = DEFAULT_TIMEOUT, *, what: str = "", in_turn: bool = False) -> Iterator[None]:
     """Hold an exclusive lock on a file; waits at most ``timeout`` seconds.
+
+    Args:
+        in_turn: wait as long as nobody keeps it for ``timeout`` seconds: many may stand before this one, each for a
+            short while.
 
     Raises:
         LockTimeout: another process kept it.
     """
-    with handed(path, timeout, what=what):
+    with handed(path, timeout, what=what, in_turn=in_turn):
         yield
 
 
 @contextlib.contextmanager
-def handed(path: Path, timeout: float = DEFAULT_TIMEOUT, *, what: str = "") -> Iterator[int]:
+def handed(path: Path, timeout: float = DEFAULT_TIMEOUT, *, what: str = "", in_turn: bool = False) -> Iterator[int]:
     """As ``locked``; gives a descriptor that a program may inherit, to hold the lock until it ends as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
-        _wait(fd, path, timeout, what)
+        if not _taken(fd, timeout, in_turn):
+            held = f"{what or 'lock'} is in use by another process"
+            raise LockTimeout(f"can't lock file '{path}' - got timeout; {held}")
+        os.utime(fd)  # tells those who wait that it has changed hands
         yield fd
     finally:
         os.close(fd)
 
 
-def _wait(fd: int, path: Path, timeout: float, what: str) -> None:
+def _taken(fd: int, timeout: float, in_turn: bool) -> bool:
     """Take the lock. Whoever waits stands in the kernel's queue: trying again and again could fail for ever."""
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return
+        return True
     import threading
 
     taken: list[bool] = []
@@ -53,10 +60,12 @@ def _wait(fd: int, path: Path, timeout: float, what: str) -> None:
     # One that gives up stays in the queue until it is its turn; with the descriptor closed, it lets go at once.
     waiter = threading.Thread(target=take, daemon=True)
     waiter.start()
+    holder = os.fstat(fd).st_mtime_ns
     waiter.join(timeout)
-    if not taken:
-        held = f"{what or 'lock'} is in use by another process"
-        raise LockTimeout(f"can't lock file '{path}' - got timeout; {held}")
+    while not taken and in_turn and os.fstat(fd).st_mtime_ns != holder:
+        holder = os.fstat(fd).st_mtime_ns
+        waiter.join(timeout)
+    return bool(taken)
 
 
 def guest_lock(vmid: int, timeout: float = DEFAULT_TIMEOUT) -> contextlib.AbstractContextManager[None]:
@@ -65,13 +74,13 @@ def guest_lock(vmid: int, timeout: float = DEFAULT_TIMEOUT) -> contextlib.Abstra
 
 
 def storage_lock(storage: str, timeout: float = 60.0) -> contextlib.AbstractContextManager[None]:
-    """The lock under which volume names of a storage are chosen and volumes are made or freed."""
-    return locked(paths.lock_dir() / f"storage-{storage}.lock", timeout, what=f"storage '{storage}'")
+    """The lock under which volume names of a storage are chosen and volumes are made or freed; all come in turn."""
+    return locked(paths.lock_dir() / f"storage-{storage}.lock", timeout, what=f"storage '{storage}'", in_turn=True)
 
 
 def group_lock(group: str, timeout: float = 60.0) -> contextlib.AbstractContextManager[None]:
     """The same for an LVM volume group, which several storages may lie on."""
-    return locked(paths.lock_dir() / f"group-{group}.lock", timeout, what=f"volume group '{group}'")
+    return locked(paths.lock_dir() / f"group-{group}.lock", timeout, what=f"volume group '{group}'", in_turn=True)
 
 
 def config_lock(name: str, timeout: float = DEFAULT_TIMEOUT) -> contextlib.AbstractContextManager[None]:

@@ -68,12 +68,25 @@ def test_a_missing_file_reads_as_none_and_is_not_removed_twice(tmp_path: Path) -
     assert (files.remove(tmp_path / "x"), files.remove(tmp_path / "x")) == (True, False)
 
 
-def _holder(call: str) -> subprocess.Popen[str]:
+def _asking(call: str) -> subprocess.Popen[str]:
+    """A process that wants a lock, and keeps it."""
     code = f"import time\nfrom pvetools.system import lock\nwith {call}:\n  print('held', flush=True)\n  time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "held\n"
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+def _says_held(process: subprocess.Popen[str]) -> bool:
+    return process.stdout is not None and process.stdout.readline() == "held\n"
+
+
+def _holder(call: str) -> subprocess.Popen[str]:
+    process = _asking(call)
+    assert _says_held(process)
     return process
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate(timeout=20)
 
 
 @pytest.mark.parametrize(
@@ -97,19 +110,39 @@ def test_a_lock_is_held_by_one_process_at_a_time_and_released_by_its_death(root:
         pass
 
 
+def _queued(path: Path, count: int) -> None:
+    """Wait until so many stand in the kernel's queue for a lock."""
+    inode, deadline = path.stat().st_ino, time.monotonic() + 20
+    while sum("->" in line and f":{inode} " in line for line in Path("/proc/locks").read_text().splitlines()) < count:
+        assert time.monotonic() < deadline, "nobody stands in the queue after 20 s"
+        time.sleep(0.02)
+
+
 def test_whoever_waits_stands_in_the_kernels_queue(root: Path) -> None:
     process = _holder("lock.guest_lock(100)")
-    inode = (paths.lock_dir() / "guest-100.lock").stat().st_ino
     waiting = subprocess.Popen(
         [sys.executable, "-c", "from pvetools.system import lock\nwith lock.guest_lock(100): pass"]
     )
-    deadline = time.monotonic() + 20
-    while not any("->" in line and f":{inode} " in line for line in Path("/proc/locks").read_text().splitlines()):
-        assert time.monotonic() < deadline, "nobody stands in the queue after 20 s"
-        time.sleep(0.02)
+    _queued(paths.lock_dir() / "guest-100.lock", 1)
     process.kill()
     process.wait(20)
     assert waiting.wait(20) == 0
+
+
+def test_the_time_to_wait_for_a_storage_is_for_each_holder_not_for_the_whole_queue(root: Path) -> None:
+    path, timeout = paths.lock_dir() / "storage-local.lock", 2
+    first = _holder("lock.storage_lock('local')")
+    second = _asking("lock.storage_lock('local')")
+    _queued(path, 1)
+    last = _asking(f"lock.storage_lock('local', timeout={timeout})")
+    _queued(path, 2)
+    over = time.monotonic() + timeout + 0.3
+    _kill(first)
+    assert _says_held(second)
+    time.sleep(max(0.0, over - time.monotonic()))
+    _kill(second)
+    assert _says_held(last)
+    _kill(last)
 
 
 def test_one_that_gave_up_lets_go_when_its_turn_comes(root: Path) -> None:
