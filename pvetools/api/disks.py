@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _ROOT = "/nodes/{node}/disks"
 _AUDIT, _MODIFY = ("/", "Sys.Audit"), ("/", "Sys.Modify")
 _TEXT, _FLAG = {"type": "string"}, {"type": "boolean"}
+_MAYBE_TEXT = {"type": "string", "optional": 1}
 _BYTES = {"type": "integer", "renderer": "bytes"}
 _disk = string(r"/dev/[a-zA-Z0-9/]+", complete="file")
 _uuid = string(r"[a-fA-F0-9-]+", max_length=36)
@@ -41,9 +42,9 @@ class ListParams(NodeParams):
 
 
 _DISK = {
-    "devpath": _TEXT, "used": _TEXT, "size": _BYTES, "type": _TEXT, "health": _TEXT, "gpt": _FLAG, "mounted": _FLAG,
-    "model": _TEXT, "serial": _TEXT, "vendor": _TEXT, "wwn": _TEXT, "parent": _TEXT, "osdid": {"type": "integer"},
+    "devpath": _TEXT, "size": _BYTES, "type": _TEXT, "gpt": _FLAG, "mounted": _FLAG, "osdid": {"type": "integer"},
     "osdid-list": {"type": "array", "items": {"type": "integer"}},
+    **dict.fromkeys(("used", "health", "model", "serial", "vendor", "wwn", "parent"), _MAYBE_TEXT),
 }  # fmt: skip
 
 
@@ -93,7 +94,9 @@ class SmartParams(DiskParams):
     healthonly: bool = field(boolean, "Show only whether the disk thinks that it is healthy.", default=False)
 
 
-_SMART = {"health": _TEXT, "type": _TEXT, "text": _TEXT, "attributes": {"type": "array"}}
+_SMART = {
+    "health": _TEXT, "type": _MAYBE_TEXT, "text": _MAYBE_TEXT, "attributes": {"type": "array", "optional": 1},
+}  # fmt: skip
 
 
 @method("GET", f"{_ROOT}/smart", SmartParams, permission=_AUDIT, returns={"type": "object", "properties": _SMART})
@@ -157,7 +160,7 @@ class RemoveParams(NodeParams):
 
 
 _PHYSICAL = {"name": _TEXT, "size": _BYTES, "free": _BYTES, "leaf": _FLAG}
-_GROUP = {**_PHYSICAL, "children": _rows(_PHYSICAL)}
+_GROUP = {**_PHYSICAL, "children": {**_rows(_PHYSICAL), "optional": 1}}
 
 
 @method("GET", f"{_ROOT}/lvm", NodeParams, permission=_AUDIT,
@@ -225,11 +228,13 @@ _POOL = {
     "name": _TEXT, "size": _BYTES, "alloc": _BYTES, "free": _BYTES, "frag": {"type": "integer"},
     "dedup": {"type": "number"}, "health": _TEXT,
 }  # fmt: skip
-_STATE = {key: _TEXT for key in ("name", "state", "status", "action", "scan", "errors")}
+_STATE = {
+    **dict.fromkeys(("name", "state", "errors"), _TEXT), **dict.fromkeys(("status", "action", "scan"), _MAYBE_TEXT),
+}  # fmt: skip
 _VDEV = {
-    **{key: _TEXT for key in ("name", "state", "msg")},
-    **{key: {"type": "number"} for key in ("read", "write", "cksum")},
-}
+    "name": _TEXT, "state": _MAYBE_TEXT, "msg": _TEXT,
+    **{key: {"type": "number", "optional": 1} for key in ("read", "write", "cksum")},
+}  # fmt: skip
 
 
 class DraidConfig(PropertyString):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,6 +19,14 @@ _PARTITION_TYPES = {
 }
 _LVM_TYPES = frozenset({"e6d6d379-f507-44c2-a23c-238f2a3df928"})
 _ZFS_TYPES = frozenset({"6a898cc3-1dd2-11b2-99a6-080020736631", "516e7cba-6ecf-11d6-8ff8-00022d09712b"})
+# Ceph before it lay on logical volumes: types of partitions, and where data that is no BlueStore was mounted.
+_CEPH_TYPES = {
+    "45b0969e-9b03-4f30-b4c6-b4b80ceff106": "journal",
+    "30cd0809-c2b2-499c-8879-2d6b78529876": "db",
+    "5ce17fce-4087-4169-b7ff-056cc58473f9": "wal",
+    "cafecafe-9b03-4f30-b4c6-b4b80ceff106": "block",
+}
+_OSD_MOUNT = re.compile(r"/var/lib/ceph/osd/ceph-(\d+)", re.ASCII)
 _BY_ID = ("/dev/disk/by-id/ata", "/dev/disk/by-id/scsi", "/dev/disk/by-id/nvme")
 
 
@@ -69,7 +78,7 @@ class Osd:
     """What of Ceph lies on a device."""
 
     ids: list[int] = field(default_factory=list)
-    bluestore: bool = True
+    bluestore: bool = False
     encrypted: bool = False
     counts: dict[str, int] = field(default_factory=dict)  # db, wal, journal
 
@@ -135,17 +144,29 @@ def used(block: Block, facts: Facts, *, partitions: bool = False) -> str:
     return found or ("Device Mapper" if block.holders else "")
 
 
+def _osd(device: str, facts: Facts) -> Osd | None:
+    """What of Ceph lies on a device: in its logical volumes, or, as it once was, in a partition itself."""
+    if device in facts.osds:
+        return facts.osds[device]
+    mounted = _OSD_MOUNT.fullmatch(facts.mounts.get(device, ""))
+    use = _CEPH_TYPES.get(facts.contents.get(device, Content()).parttype, "")
+    if not mounted and not use:
+        return None
+    counts = {use: 1} if use not in ("", "block") else {}
+    return Osd([int(mounted[1])] if mounted else [], bluestore=use == "block", counts=counts)
+
+
 def _ceph(devices: Iterable[str], facts: Facts) -> dict[str, Any]:
     """What of Ceph lies on some devices."""
-    found = [facts.osds[device] for device in devices if device in facts.osds]
-    ids = sorted({number for osd in found for number in osd.ids})
-    data: dict[str, Any] = {"osdid": ids[0] if ids else -1, "osdid-list": ids or None}
+    found = [osd for device in devices if (osd := _osd(device, facts))]
+    ids = [number for osd in found for number in osd.ids]
+    data: dict[str, Any] = {"osdid": ids[-1] if ids else -1, "osdid-list": ids or None}
     for osd in found:
         for name, count in osd.counts.items():
             key = {"journal": "journals"}.get(name, name)
             data[key] = data.get(key, 0) + count
     if ids:
-        data["bluestore"] = int(all(osd.bluestore for osd in found if osd.ids))
+        data["bluestore"] = int(any(osd.bluestore for osd in found))
         data["osdencrypted"] = int(any(osd.encrypted for osd in found))
     return data
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,8 +86,26 @@ def test_osds_of_ceph() -> None:
     osds = facts.parse_osds(text)
     assert osds == {"/dev/sda": Osd([7, 4], True, True, {"db": 2})}
     row = disks.rows(Facts((BARE,), osds=osds), no_health)["sda"]
-    assert (row["osdid"], row["osdid-list"], row["db"]) == (4, [4, 7], 2)
+    assert (row["osdid"], row["osdid-list"], row["db"]) == (4, [7, 4], 2)
     assert (row["bluestore"], row["osdencrypted"]) == (1, 1)
+
+
+def test_osds_from_before_they_lay_on_logical_volumes() -> None:
+    disk = Block("sda", 1 << 30, 1, partitions=tuple(part(number) for number in range(1, 6)))
+    known = Facts(
+        (disk,),
+        contents={
+            "/dev/sda2": Content("45b0969e-9b03-4f30-b4c6-b4b80ceff106"),
+            "/dev/sda3": Content("30cd0809-c2b2-499c-8879-2d6b78529876"),
+            "/dev/sda4": Content("5ce17fce-4087-4169-b7ff-056cc58473f9"),
+        },
+        mounts={"/dev/sda1": "/var/lib/ceph/osd/ceph-44", "/dev/sda5": "/var/lib/ceph/osd/ceph-x"},
+    )
+    row = disks.rows(known, no_health)["sda"]
+    assert (row["osdid"], row["osdid-list"], row["bluestore"], row["osdencrypted"]) == (44, [44], 0, 0)
+    assert (row["journals"], row["db"], row["wal"]) == (1, 1, 1)
+    block = replace(known, contents={"/dev/sda5": Content("cafecafe-9b03-4f30-b4c6-b4b80ceff106")})
+    assert disks.rows(block, no_health)["sda"]["bluestore"] == 1
 
 
 @pytest.mark.parametrize(
