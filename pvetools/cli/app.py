@@ -30,6 +30,7 @@ from pvetools.render.command import (
     resolve,
 )  # fmt: skip
 from pvetools.schema.core import Field, NestedErrors, Raw, Record
+from pvetools.system import log
 from pvetools.system.errors import Forbidden, ParamErrors, PveError
 
 
@@ -405,7 +406,7 @@ def helped(tool: Tool, words: list[str]) -> bool:
 
 def _report(tool: Tool, words: list[str], error: PveError, numbered: bool) -> None:
     said = f"{error.status} {error}" if numbered or error.status == 400 else str(error)
-    sys.stderr.write(said.rstrip("\n") + "\n")
+    sys.stderr.write(log.harmless(said.rstrip("\n"), sys.stderr) + "\n")
     if isinstance(error, UsageError):
         from pvetools.render import usage
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
@@ -9,6 +10,7 @@ from typing import Any
 
 from pvetools.schema.core import Record, field
 from pvetools.schema.kinds import boolean, choice
+from pvetools.system import log
 
 TextRenderer = Callable[[Any, Any, Any], str]
 
@@ -69,7 +71,7 @@ def show(
         return
     shown = text(data, params, options) if text else generic(data, options, returns or {})
     if shown:
-        sys.stdout.write(shown.rstrip("\n") + "\n")
+        sys.stdout.write(log.harmless(shown.rstrip("\n"), sys.stdout) + "\n")
 
 
 def _encoded(data: Any, form: str) -> str:
@@ -79,9 +81,10 @@ def _encoded(data: Any, form: str) -> str:
         return str(yaml.safe_dump(data, allow_unicode=True, sort_keys=True)).rstrip("\n")
     import json
 
-    if form == "json-pretty":
-        return json.dumps(data, indent=3, sort_keys=True, ensure_ascii=False)
-    return json.dumps(data, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    manner: Any = {"indent": 3} if form == "json-pretty" else {"separators": (",", ":")}
+    shown = json.dumps(data, sort_keys=True, ensure_ascii=False, **manner)
+    # bytes that are no UTF-8, as in names of files
+    return re.sub(r"[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", shown)
 
 
 def generic(data: Any, options: OutputOptions, returns: Mapping[str, Any] | None = None) -> str:

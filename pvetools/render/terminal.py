@@ -29,7 +29,7 @@ def bars() -> Iterator[None]:
     rows: dict[str, TaskID] = {}
 
     def write(line: str) -> None:
-        colour = _colour(line)
+        line, colour = log.harmless(line, sys.stderr), _colour(line)
         if shown:
             style = colour[0] if colour else ""
             shown[0].console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

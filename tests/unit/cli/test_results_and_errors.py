@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ import pytest
 import yaml
 
 from pvetools.render.output import OutputOptions, generic
+from pvetools.system import log
 from tests.unit.cli.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -45,6 +48,19 @@ def test_results_are_printed_in_every_format(run: Run) -> None:
     assert run(*words, "text", "--noborder", "--noheader").out == "name ä\nnode here\nvmid 100\n"
     assert run(*words, "text", "--quiet").out == ""
     assert "output-format: value 'xml' does not have a value" in run(*words, "xml").err
+
+
+def test_json_stays_whole_whatever_bytes_a_name_has(run: Run) -> None:
+    ran = run("set", "100", "--name", "caf\udce9", "--output-format", "json")
+    assert '"name":"caf\\udce9"' in ran.out
+    assert json.loads(ran.out.encode()) == {"vmid": 100, "name": "caf\udce9", "node": "here"}
+
+
+def test_signs_that_steer_a_terminal_are_spelled_out_there_and_only_there() -> None:
+    text, screen, pipe = "a\tb\x1b[2J\x07\x9b\ufeffé\n", io.StringIO(), io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    assert log.harmless(text, screen) == "a\tb\\x1b[2J\\x07\\x9b\ufeffé\n"
+    assert log.harmless(text, pipe) == text
 
 
 def test_a_command_without_a_result_takes_no_output_options(run: Run) -> None:
