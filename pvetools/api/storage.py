@@ -43,7 +43,8 @@ _VOLUME = {
 }
 _DETAILS = {
     "path": {"type": "string"},
-    **{key: _VOLUME[key] for key in ("size", "used", "format", "notes", "protected")},
+    **{key: _VOLUME[key] for key in ("size", "format", "notes", "protected")},
+    "used": {"type": "integer", "renderer": "bytes"},
 }
 
 # Definitions.
@@ -79,7 +80,13 @@ def index(p: ListParams) -> list[dict[str, Any]]:
     return [{**row.as_data(), "digest": digest} for row in found if p.type in (None, row.type)]
 
 
-@method("GET", "/storage/{storage}", StorageName, permission=_ALLOCATE, returns={"type": "object"})
+@method(
+    "GET",
+    "/storage/{storage}",
+    StorageName,
+    permission=("/storage/{storage}", "Datastore.Allocate"),
+    returns={"type": "object"},
+)
 def read(p: StorageName) -> dict[str, Any]:
     """Show the definition of a storage."""
     from pvetools.storage import definition
@@ -101,10 +108,8 @@ def create(p: StorageOptions) -> dict[str, str]:
 class UpdateParams(StorageOptions, DigestParam):
     """Parameters of ``PUT /storage/{storage}``."""
 
+    WITHOUT = frozenset({"type"})
     delete: list[str] | None = field(listing(formats.config_id), "Options to delete, separated by commas.")
-
-
-UpdateParams.FIELDS = {name: row for name, row in UpdateParams.FIELDS.items() if name != "type"}
 
 
 @method("PUT", "/storage/{storage}", UpdateParams, permission=_ALLOCATE, returns=_DEFINED)
@@ -432,7 +437,7 @@ def copy(p: CopyParams) -> None:
     from pvetools.system import log, paths
     from pvetools.system.errors import Refused
 
-    if p.target_node not in (None, paths.node()):
+    if p.target_node not in (None, "localhost", paths.node()):
         raise Refused(f"node '{p.target_node}' is not this one: volumes are copied within a node only")
     volid = _volid(p)
     target = p.target if ":" in p.target else f"{names.split(volid)[0]}:{p.target}"

@@ -123,12 +123,14 @@ class Record:
     """A set of options with typed values.
 
     ``given`` holds the parsed values that were really present, keyed by full name (``scsi3``);
-    attributes yield these or the defaults. ``FIELDS`` holds the rows by label: ``numa``, ``numa[n]``.
+    attributes yield these or the defaults. ``FIELDS`` holds the rows by label: ``numa``, ``numa[n]``; not those of the
+    ways to apply that a class leaves out, nor inherited ones that it goes ``WITHOUT``.
     """
 
     FIELDS: ClassVar[Mapping[str, Field]] = {}
     ALIASES: ClassVar[Mapping[str, str]] = {}
     LEAVES_OUT: ClassVar[frozenset[str]] = frozenset()
+    WITHOUT: ClassVar[frozenset[str]] = frozenset()
     _own: ClassVar[Mapping[str, Field]] = {}
     given: dict[str, Any]
 
@@ -139,6 +141,8 @@ class Record:
         for base in reversed(cls.__mro__):
             own = vars(base).get("_own", {})
             fields.update({label: row for label, row in own.items() if row.apply not in cls.LEAVES_OUT})
+            for label in vars(base).get("WITHOUT", ()):
+                fields.pop(label, None)
             aliases.update(vars(base).get("ALIASES", {}))
         cls.FIELDS, cls.ALIASES = fields, aliases
 

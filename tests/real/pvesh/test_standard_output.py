@@ -108,6 +108,8 @@ def test_usage_tells_how_to_call_a_method(cli: Cli) -> None:
     long = cli("pvesh", "usage", "/nodes/localhost/qemu", "--command", "create", "--verbose", ok=True).stdout
     assert "--scsi[n]" in long
     assert "pvesh get" not in long
+    changes = cli("pvesh", "usage", "/storage/local", "--command", "set", ok=True).stdout
+    assert changes.startswith("USAGE: pvesh set /storage/local [OPTIONS]")
     returns = cli("pvesh", "usage", "/version", "--returns", ok=True).stdout
     assert json.loads(returns.partition("Returns: ")[2])["properties"]["release"] == {"type": "string"}
     assert cli("pvesh", "usage", "/nowhere").stderr == "501 no method at '/nowhere'\n"
