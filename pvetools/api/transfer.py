@@ -20,7 +20,7 @@ _NETWORK = ("/nodes/{node}", "Sys.AccessNetwork")
 class ChecksumParams(Record):
     """What the content is expected to be."""
 
-    checksum: str | None = field(string(), "Expected checksum of the file.", requires="checksum-algorithm")
+    checksum: str | None = field(string(min_length=1), "Expected checksum of the file.", requires="checksum-algorithm")
     checksum_algorithm: str | None = field(
         choice("md5", "sha1", "sha224", "sha256", "sha384", "sha512"),
         "Algorithm of the checksum.",
@@ -152,8 +152,22 @@ class ImportParams(NodeStorageParams):
     volume: str = field(string(complete="volume"), "Guest to import: an OVA, an OVF or a vmx.", required=True)
 
 
+_OBJECT = {"type": "object", "additionalProperties": 1}
+_WARNING = {
+    "type": {"type": "string"}, "key": {"type": "string", "optional": 1}, "value": {"type": "string", "optional": 1},
+}  # fmt: skip
+_GUEST = {
+    "type": {"type": "string", "enum": ["vm"]},
+    "source": {"type": "string"},
+    "create-args": _OBJECT,
+    "disks": {**_OBJECT, "optional": 1},
+    "net": {**_OBJECT, "optional": 1},
+    "warnings": {"type": "array", "optional": 1, "items": {"type": "object", "properties": _WARNING}},
+}
+
+
 @method("GET", "/nodes/{node}/storage/{storage}/import-metadata", ImportParams, permission=("user",),
-        returns={"type": "object"})  # fmt: skip
+        returns={"type": "object", "properties": _GUEST})  # fmt: skip
 def import_metadata(p: ImportParams) -> dict[str, Any]:
     """Show with which options and disks a guest from elsewhere would be made here."""
     from pvetools.storage import imported, volumes

@@ -51,7 +51,7 @@ def download(wanted: Download) -> None:
             incoming.check_sum(found, wanted.checksum)
         if wanted.compression:
             packed, temporary = temporary, stack.enter_context(incoming.part(folder))
-            _decompress(packed, temporary, wanted.compression)
+            _decompress(packed, temporary, wanted)
         contents.check(temporary, wanted.content, name)
         incoming.appear(wanted.storage, temporary, target)
     log.emit(f"download of '{wanted.storage}:{wanted.content}/{name}' finished")
@@ -106,10 +106,10 @@ def _with_progress(answer: web.Answer) -> Iterator[bytes]:
     log.emit(f"received {human_size(done)}")
 
 
-def _decompress(packed: Path, temporary: Path, compression: str) -> None:
-    log.emit(f"decompressing ({compression})")
+def _decompress(packed: Path, temporary: Path, wanted: Download) -> None:
+    log.emit(f"decompressing ({wanted.compression})")
     with (
-        compress.reading(packed, compression) as descriptor,
+        compress.reading(packed, wanted.compression, name=web.shown(wanted.url)) as descriptor,
         os.fdopen(os.dup(descriptor), "rb") as plain,
         temporary.open("wb") as file,
     ):

@@ -28,7 +28,9 @@ CONNECT_TIMEOUT = 20.0
 IDLE_TIMEOUT = 60.0
 LONGEST = 12 * 3600.0
 _BLOCK = 256 << 10
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# networks of IPv6 whose last four bytes are an address of IPv4: NAT64, SIIT, the old "compatible" ones
+_EMBEDDING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96")))
+_SPECIAL = tuple(map(ipaddress.ip_address, ("::", "::1")))
 _MOVED = (301, 302, 303, 307, 308)
 _PORTS = {"http": 80, "https": 443}
 _SECRET_FREE = re.compile(r"[?#].*")
@@ -43,7 +45,7 @@ def _inner(address: Address) -> Address:
     """The IPv4 address that one of IPv6 stands for."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
-    if address in _NAT64:
+    if address not in _SPECIAL and any(address in network for network in _EMBEDDING):
         return ipaddress.IPv4Address(address.packed[-4:])
     return address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1] or address
 
@@ -139,8 +141,10 @@ def _split(url: str) -> _Url:
         )
     except ValueError as error:
         raise PveError(f"'{shown(url)}' is not a valid address: {error}") from None
-    if parts.scheme not in _PORTS or not host:
+    if parts.scheme not in _PORTS:
         raise Refused(f"'{shown(url)}': only http:// and https:// are served")
+    if not host:
+        raise Refused(f"'{shown(url)}' names no host")
     if parts.username is not None:
         raise Refused("user names and passwords in addresses are not supported")
     if re.search(r"[\x00-\x20\x7f]", host):
@@ -230,7 +234,7 @@ def opened(
         StatusError: not there. PveError: not reachable.
         Refused: an address, here or behind a redirect, that is not allowed.
     """
-    first = _split(url)
+    given, first = url, _split(url)
     for _ in range(REDIRECTS + 1):
         target = _split(url)
         connection = _Connection(target.host, target.port, _context(verify) if target.secure else None)
@@ -243,7 +247,7 @@ def opened(
                 yield Answer(url, response)
                 return
             url = _redirected(url, response, downgrade)
-    raise PveError(f"more than {REDIRECTS} redirects")
+    raise PveError(f"'{shown(given)}': more than {REDIRECTS} redirects")
 
 
 def _context(verify: bool) -> ssl.SSLContext:

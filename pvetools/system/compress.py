@@ -34,7 +34,7 @@ CODECS: dict[str, Codec] = {
     # Besides a data frame a zstd file may begin with any of 16 kinds of skippable frames (pzstd writes them).
     "zstd": Codec("zst", "--zstd", ("zstd",), ("zstd", "-q", "-d", "-c"),
                   (b"\x28\xb5\x2f\xfd", *(bytes((0x50 + n, 0x2A, 0x4D, 0x18)) for n in range(16)))),
-    "bzip2": Codec("bz2", "-j", (), ("bzcat", "-q"), (b"BZh",)),
+    "bzip2": Codec("bz2", "--bzip2", (), ("bzcat", "-q"), (b"BZh",)),
     "xz": Codec("xz", "-J", (), ("xz", "-q", "-d", "-c"), (b"\xfd7zXZ\0",)),
 }  # fmt: skip
 BY_EXTENSION: dict[str, Codec] = {codec.extension: codec for codec in CODECS.values()}
@@ -154,7 +154,7 @@ def _check_magic(fd: int, name: str, codec: Codec) -> None:
     """Tell foreign data before a decompressor gives a riddle."""
     start = os.pread(fd, 8, 0)
     if not any(start.startswith(magic) for magic in codec.magic):
-        what = "is empty" if not start else f"is not a {codec.extension} file, though its name says so"
+        what = "is empty" if not start else f"is not a {codec.extension} file"
         raise PveError(f"cannot decompress '{name}': it {what}")
 
 
@@ -167,7 +167,7 @@ def _ended(fd: int) -> bool:
 
 
 @contextlib.contextmanager
-def reading(path: Path, compression: str, *, to_end: bool = True) -> Iterator[int]:
+def reading(path: Path, compression: str, *, name: str = "", to_end: bool = True) -> Iterator[int]:
     """A descriptor from which a file's decompressed content comes.
 
     A reader that finds the content cut short raises its own error inside the block; when the decompressor failed,
@@ -176,6 +176,7 @@ def reading(path: Path, compression: str, *, to_end: bool = True) -> Iterator[in
     Args:
         path: the file.
         compression: its extension (``gz``, ``lzo``, ``zst``, ``bz2``, ``xz``), or empty.
+        name: what messages call it in place of its path.
         to_end: the block reads to the end, so the decompressor has to succeed; otherwise it is stopped early.
 
     Raises:
@@ -189,8 +190,8 @@ def reading(path: Path, compression: str, *, to_end: bool = True) -> Iterator[in
         if not compression:
             yield fd
             return
-        _check_magic(fd, str(path), BY_EXTENSION[compression])
-        with _decompressing(fd, str(path), BY_EXTENSION[compression].decompress, to_end) as outlet:
+        _check_magic(fd, name or str(path), BY_EXTENSION[compression])
+        with _decompressing(fd, name or str(path), BY_EXTENSION[compression].decompress, to_end) as outlet:
             yield outlet
     finally:
         os.close(fd)

@@ -248,7 +248,7 @@ def test_redirects_are_followed_some_of_them(root: Root, server: Server, folder:
     "host",
     ["localhost", "127.0.0.1", "127.1", "0x7f000001", "2130706433", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0",
      "10.0.0.1", "192.168.1.1", "169.254.169.254", "[fe80::1]", "[fd00::1]", "100.64.0.1", "[64:ff9b::7f00:1]",
-     "[2002:7f00:1::]"],
+     "[2002:7f00:1::]", "[::127.0.0.1]", "[::ffff:0:127.0.0.1]"],
 )  # fmt: skip
 def test_addresses_that_are_not_public_are_refused(host: str) -> None:
     with serving() as server:

@@ -55,6 +55,7 @@ def test_a_sparse_image_stays_sparse(root: Root, received: Path) -> None:
     ("name", "content", "words", "sentence"),
     [
         ("a.iso", "iso", ["--checksum", "00", "--checksum-algorithm", "md5"], "md5 checksum is"),
+        ("a.iso", "iso", ["--checksum", "", "--checksum-algorithm", "md5"], "checksum: value must be at least 1"),
         ("a.iso", "iso", ["--checksum", "00"], "requires this property: 'checksum-algorithm'"),
         ("a.txt", "iso", [], "'a.txt' is no name for content type 'iso'"),
         ("a.qcow2", "import", [], "'a.qcow2' is not a valid qcow2 image"),
