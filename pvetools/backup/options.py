@@ -160,15 +160,17 @@ def _own_keep(given: VzdumpOptions) -> PruneBackups | None:
 
 
 def limits(keep: PruneBackups) -> dict[str, int]:
-    """Retention limits in force; nothing positive means that everything is kept.
+    """The retention limits that were said; where none is positive, everything is kept.
 
     Raises:
         ParamErrors: ``keep-all`` beside a limit.
     """
     try:
-        return retention.limits(keep.given) or {"keep-all": 1}
+        if not retention.limits(keep.given):
+            return {"keep-all": 1}
     except PveError as error:
         raise ParamErrors({"prune-backups": str(error)}) from None
+    return {option: int(value) for option, value in keep.given.items() if option != "keep-all"}
 
 
 def _refuse_without_effect(given: VzdumpOptions, options: VzdumpOptions) -> None:

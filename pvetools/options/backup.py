@@ -24,9 +24,9 @@ class PruneBackups(PropertyString):
 
 def keep_all_conflict(keep: Mapping[str, Any]) -> str:
     """What is wrong with ``keep-all`` among rules of retention; empty: nothing."""
-    limits = sorted(option for option, value in keep.items() if option != "keep-all" and int(value or 0) > 0)
-    if limits and int(keep.get("keep-all") or 0):
-        return f"keep-all cannot be combined with other options ({', '.join(limits)})"
+    limited = any(int(value or 0) > 0 for option, value in keep.items() if option != "keep-all")
+    if limited and int(keep.get("keep-all") or 0):
+        return "keep-all cannot be set together with other options."
     return ""
 
 

@@ -14,7 +14,8 @@ _DNS_NAME = rf"(?:{_LABEL}\.)*{_LABEL}"
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = rf"{_OCTET}(?:\.{_OCTET}){{3}}"
 _STORAGE = r"[a-zA-Z][a-zA-Z0-9._-]*[a-zA-Z0-9]"
-_EMAIL = r"[\w+~-]+(?:\.[\w+~-]+)*@[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)*"
+_MAIL_USER = r"[\w+~-]+(?:\.[\w+~-]+)*"
+_EMAIL = rf"{_MAIL_USER}@[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)*"
 _UUID = r"[a-fA-F0-9]{8}(?:-[a-fA-F0-9]{4}){3}-[a-fA-F0-9]{12}"
 
 
@@ -138,7 +139,7 @@ tag = by_pattern("pve-tag", r"[a-zA-Z0-9_][a-zA-Z0-9_.+-]*", "a valid tag: lette
 tag_list = listing(tag, ";")
 email = by_pattern("email", _EMAIL, "a valid email address")
 email_or_username = by_pattern(
-    "email-or-username", rf"{_EMAIL}|[^\s:/@]+@[a-zA-Z][\w.-]+", "a valid email address or user name"
+    "email-or-username", rf"{_EMAIL}|{_MAIL_USER}|[^\s:/@]+@[a-zA-Z][\w.-]+", "a valid email address or user name"
 )
 uuid = string(_UUID)
 digest = string(max_length=64)

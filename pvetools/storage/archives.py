@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from datetime import datetime
 
 from pvetools.system.errors import PveError
 
@@ -75,7 +76,7 @@ def parse(name: str) -> ArchiveInfo:
 def _parse_stamp(stamp: str) -> int | None:
     """Seconds since the epoch; None for a time that no calendar has (such a name is not a standard one)."""
     try:
-        return int(time.mktime(time.strptime(stamp, _STAMP)))
+        return int(datetime.strptime(stamp, _STAMP).timestamp())  # of two that a clock shows twice, the first
     except (ValueError, OverflowError):
         return None
 

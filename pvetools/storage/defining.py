@@ -151,13 +151,16 @@ def _check_change(section: sections.Section, raw: Mapping[str, str], delete: Seq
     for key, value in raw.items():
         if key in kind.fixed and value != section.get(key):
             errors[key] = f"can't change value of fixed parameter '{key}'"
+    refused: list[str] = []
     for key in delete:
         if key not in kind.options:
-            errors["delete"] = f"unknown option '{key}' for storage type '{section.type}'"
+            refused.append(f"unknown option '{key}' for storage type '{section.type}'")
         elif key in kind.required or key in kind.fixed:
-            errors["delete"] = f"unable to delete required or fixed option '{key}'"
+            refused.append(f"unable to delete required or fixed option '{key}'")
         elif key in raw:
             errors[key] = f"unable to set and delete option '{key}' at the same time"
+    if refused:
+        errors["delete"] = "; ".join(refused)
     if errors:
         raise ParamErrors(errors)
 

@@ -51,7 +51,7 @@ class Definition:
     def folder(self, content: str) -> str:
         """The folder of a content type, below that of the storage. PveError: there is no such type."""
         if content not in FOLDERS:
-            raise PveError(f"unknown content type '{content}', expected one of {', '.join(FOLDERS)}")
+            raise PveError(f"unknown vtype '{content}'")
         return (self.options.content_dirs or {}).get(content, FOLDERS[content])
 
     @property

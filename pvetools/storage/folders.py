@@ -371,9 +371,9 @@ class FolderStorage:
             raise Refused(f"can't remove protected backup '{self.id}:{name}'")
         files.remove(path)
         archive = names.archive(path.name)
-        for beside in (archive.log, archive.notes) if archive else ():
+        for beside in filter(None, (archive.log, archive.notes) if archive else (f"{path.name}.notes",)):
             try:
-                files.remove(path.with_name(beside or f"{path.name}.notes"))
+                files.remove(path.with_name(beside))
             except OSError as error:
                 log.warn(f"can't remove '{beside}' of backup '{self.id}:{name}': {error.strerror}")
 
@@ -529,8 +529,8 @@ class FolderStorage:
         most, archive = self.definition.options.max_protected_backups, names.archive(path.name)
         if most is None or most < 0 or _mark(path).exists() or archive is None or archive.vmid is None:
             return
-        have = sum(volume.protected for volume in self.volumes({"backup"}, archive.vmid))
-        if have >= most:
+        protected = [volume for volume in self.volumes({"backup"}, archive.vmid) if volume.protected]
+        if sum(volume.subtype == archive.kind for volume in protected) >= most:
             raise Refused(f"the number of protected backups per guest is limited to {most} on storage '{self.id}'")
 
     def _attributed(self, name: str, attribute: str) -> Path:
@@ -563,6 +563,10 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
         raise
 
 
+def _used(stat: os.stat_result) -> int:
+    return stat.st_blocks * 512
+
+
 def next_name(folder: Path, vmid: int, form: str) -> str:
     """The next free file name for an image of a guest in its folder."""
     taken = re.compile(rf"(?:vm|base|subvol|basevol)-{vmid}-disk-(\d+)(?:\.|$)", re.ASCII)
@@ -584,7 +588,7 @@ def _lister(
             match = pattern.fullmatch(entry.name)
             if match and storage.named(f"{content}/{entry.name}") and (stat := _stat(entry)):
                 volid = f"{storage.id}:{content}/{entry.name}"
-                yield Volume(volid, content, form(match), stat.st_size, ctime=int(stat.st_ctime))
+                yield Volume(volid, content, form(match), stat.st_size, _used(stat), ctime=int(stat.st_ctime))
 
     return listed
 
@@ -594,15 +598,18 @@ def _backups(storage: FolderStorage, folder: Path, vmid: int | None) -> Iterator
     present = {entry.name for entry in entries}
     for entry in entries:
         match, archive = names.BACKUP.fullmatch(entry.name), names.archive(entry.name)
-        parsed = storage.named(f"backup/{entry.name}") if match else None
-        if not match or not parsed or vmid not in (None, parsed.vmid) or not (stat := _stat(entry)):
+        owners = names.owners_of_backup(entry.name)
+        if not match or not storage.named(f"backup/{entry.name}") or vmid not in (None, *owners):
+            continue
+        if not (stat := _stat(entry)):
             continue
         yield Volume(
             f"{storage.id}:backup/{entry.name}",
             "backup",
             match[1],
             stat.st_size,
-            vmid=parsed.vmid,
+            _used(stat),
+            vmid=vmid or next(iter(owners), None),
             ctime=archive.ctime if archive and archive.ctime is not None else int(stat.st_ctime),
             subtype=archive.kind if archive else "unknown",
             notes=_first_line(folder / f"{entry.name}.notes") if f"{entry.name}.notes" in present else "",

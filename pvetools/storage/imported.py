@@ -70,9 +70,9 @@ class Guest:
         self.warnings.append(Warn(EFI_STATE, "bios", "ovmf"))
 
 
-def guest_name(text: str) -> str:
-    """A name that a guest may have, made of any text."""
-    return re.sub(r"-+", "-", re.sub(r"[^a-zA-Z0-9.-]", "-", text))[:63].strip("-.")
+def guest_name(text: str, *, filler: str = "-") -> str:
+    """A name that a guest may have, made of any text; ``filler`` stands for signs that names can't have."""
+    return re.sub(r"-+", "-", re.sub(r"[^a-zA-Z0-9.-]", filler, text))[:63].strip("-.")
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ _LINKED = re.compile(r"([1-9]\d*)/(\S+)/([1-9]\d*)/(\S+)", re.ASCII)
 _OWNED = re.compile(r"([1-9]\d*)/(\S+)", re.ASCII)
 _SAFE = r"[a-zA-Z0-9\-.+=_]"
 ISO = re.compile(r"[^/]+\.(?:iso|img)", re.IGNORECASE)
-TEMPLATE = re.compile(r"[^/]+\.(?:tar\.(gz|xz|zst|bz2)|tar)")
+TEMPLATE = re.compile(r"[^/]+\.(?:tar\.(gz|xz|zst|bz2)|tar)", re.IGNORECASE)
 BACKUP = re.compile(r"[^/]+\.(tgz|(?:tar|vma)(?:\.(?:gz|lzo|zst|bz2))?)")
 SNIPPET = re.compile(r"[^/]+")
 IMPORT = re.compile(rf"{_SAFE}+\.(ova|ovf|qcow2|raw|vmdk)")
@@ -80,6 +80,11 @@ def parse_image(name: str) -> tuple[str, bool]:
     if not match or name.startswith("."):
         raise PveError(f"unable to parse volume filename '{name}'")
     return match[3], bool(match[2])
+
+
+def owners_of_backup(name: str) -> list[int]:
+    """Ids of guests in the name of a backup, which may have been renamed; the first counts."""
+    return [int(vmid) for vmid in re.findall(r"-([1-9][0-9]{2,8})(?=-)", name, re.ASCII)]
 
 
 def _backup_owner(name: str) -> int | None:

@@ -90,7 +90,7 @@ def _machines(node: Node) -> Iterator[Node]:
 def _options(machine: Node, hardware: Node) -> dict[str, str]:
     system = machine.first("OperatingSystemSection")
     options = {"ostype": _OSTYPES.get(_whole(system.attributes.get("id", "") if system else ""), "other")}
-    if name := imported.guest_name(machine.value("Name") or machine.attributes.get("id", "")):
+    if name := imported.guest_name(machine.value("Name") or machine.attributes.get("id", ""), filler=""):
         options["name"] = name
     for item in _items(hardware).values():
         kind, quantity = item.number("ResourceType"), item.number("VirtualQuantity")

@@ -286,7 +286,7 @@ def exists(volid: str) -> bool:
 
 
 def list_volumes(storage: str, contents: Collection[str] = (), vmid: int | None = None) -> list[Volume]:
-    """Volumes of a storage, sorted by volume id.
+    """Volumes of a storage, sorted by volume id without regard to case.
 
     Args:
         storage: its id.
@@ -300,7 +300,7 @@ def list_volumes(storage: str, contents: Collection[str] = (), vmid: int | None 
     wanted = set(contents) & driver.definition.content if contents else driver.definition.content
     if driver.info.foreign and not contents:
         wanted = wanted or {"images"}  # content none: others build on these volumes, who have to see them
-    return sorted(driver.volumes(wanted, vmid), key=lambda volume: volume.volid)
+    return sorted(driver.volumes(wanted, vmid), key=lambda volume: (volume.volid.lower(), volume.volid))
 
 
 def owned_by(vmid: int) -> list[str]:

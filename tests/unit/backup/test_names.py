@@ -33,6 +33,14 @@ def test_the_stamp_is_local_time(zone: Callable[[str], None]) -> None:
     assert names.parse("vzdump-qemu-100-2024_01_02-04_04_05.vma.zst").ctime == 1704164645
 
 
+def test_of_an_hour_that_the_clock_shows_twice_the_first_is_meant(zone: Callable[[str], None]) -> None:
+    zone("Europe/Vienna")
+    twice, summer = "vzdump-lxc-100-2021_10_31-02_30_00.tgz", "vzdump-lxc-100-2021_07_01-02_30_00.tgz"
+    assert names.parse(twice).ctime == 1635640200
+    assert names.parse(summer).ctime == 1625099400
+    assert names.parse(twice).ctime == 1635640200
+
+
 def test_companions_lie_beside_the_archive() -> None:
     info = names.parse("/dump/vzdump-lxc-200-2024_01_02-03_04_05.tar.zst")
     assert info.log == "vzdump-lxc-200-2024_01_02-03_04_05.log"
@@ -81,7 +89,7 @@ def test_foreign_names_are_refused(name: str) -> None:
     [
         ("vzdump-qemu-1.vma", []),
         ("vzdump-qemu-1.vma.lzo", ["lzop", "-d", "-c"]),
-        ("vzdump-lxc-1.tar.bz2", ["tar", "-j"]),
+        ("vzdump-lxc-1.tar.bz2", ["tar", "--bzip2"]),
         ("vzdump-lxc-1.tgz", ["tar", "-z"]),
     ],
 )

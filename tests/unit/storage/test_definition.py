@@ -64,6 +64,14 @@ def test_a_changed_password_is_kept_and_a_deleted_one_is_gone(root: Path) -> Non
     assert "content iso" in config()
 
 
+def test_everything_that_is_wrong_with_a_deletion_is_said_at_once(root: Path) -> None:
+    defining.add("one", "dir", {"path": str(root)})
+    with pytest.raises(ParamErrors) as caught:
+        defining.update("one", {}, delete=["nonsense", "path", "pool"])
+    for sentence in ("unknown option 'nonsense'", "fixed option 'path'", "unknown option 'pool'"):
+        assert sentence in str(caught.value)
+
+
 def test_secrets_go_with_the_storage(root: Path) -> None:
     defining.add("one", "cifs", {**CIFS, "disable": "1"})
     defining.remove("one")
@@ -261,7 +269,7 @@ def test_a_foreign_mount_at_the_place_is_not_taken_for_the_own_one(root: Path) -
         ({"content": ""}, "content: the value must not be empty"),
         ({"nodes": ","}, "nodes: the value must not be empty"),
         ({"prune-backups": "keep-all=1,keep-last=2"},
-         r"prune-backups: keep-all cannot be combined with other options \(keep-last\)"),
+         r"prune-backups: keep-all cannot be set together with other options"),
         ({"content": "iso,vztmpl", "content-dirs": "iso=x,vztmpl=/x/"},
          "content-dirs: 'iso' and 'vztmpl' would share the folder 'x'"),
         ({"content": "iso,vztmpl", "content-dirs": "iso=template/cache"},

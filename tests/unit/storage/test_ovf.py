@@ -57,7 +57,7 @@ def disk(number: int, parent: int, place: int = 0) -> str:
 
 
 def test_processor_memory_name_and_system_are_taken_over() -> None:
-    assert read(CPU, MEMORY).options == {"cores": "2", "memory": "1024", "name": "my-vm", "ostype": "l26"}
+    assert read(CPU, MEMORY).options == {"cores": "2", "memory": "1024", "name": "myvm", "ostype": "l26"}
     for system, ostype in ((105, "win7"), (120, "win10"), (123, "win11"), (97, "l24"), (81, "solaris"), (1, "other")):
         assert read(system=system).options["ostype"] == ostype
 

@@ -89,7 +89,7 @@ def test_without_dry_run_the_backups_go(prune: Callable[..., Ran], dump: Path) -
 def test_contradicting_rules_remove_nothing(prune: Callable[..., Ran], dump: Path) -> None:
     ran = prune("--keep-all", "1", "--keep-last", "1")
     assert ran.code == 255
-    assert "keep-all cannot be combined with other options (keep-last)" in ran.err
+    assert "keep-all cannot be set together with other options" in ran.err
     assert len(list(dump.iterdir())) == 6
 
 

@@ -298,6 +298,7 @@ def test_listing_tells_content_formats_and_owners(local: Path) -> None:
     put(local, f"{BACKUP.replace('backup', 'dump', 1)}.protected", "")
     put(local, "dump/vzdump-qemu-100-2020_03_30-21_12_40.log")
     put(local, "dump/my-own.tar")
+    put(local, "dump/old-102-mail.vma")
     put(local, "snippets/hook.sh")
     put(local, "import/box.ova")
     volumes.alloc("local", 100, MIB)
@@ -311,6 +312,7 @@ def test_listing_tells_content_formats_and_owners(local: Path) -> None:
         "100/vm-100-disk-0.raw": ("images", "raw", 100),
         "101/vm-101-disk-0.raw": ("rootdir", "raw", 101),
         "backup/my-own.tar": ("backup", "tar", None),
+        "backup/old-102-mail.vma": ("backup", "vma", 102),
         BACKUP: ("backup", "vma.zst", 100),
         "import/box.ova": ("import", "ova", None),
         "iso/a.ISO": ("iso", "iso", None),
@@ -322,6 +324,7 @@ def test_listing_tells_content_formats_and_owners(local: Path) -> None:
     assert [row.volid for row in volumes.list_volumes("local", ["images", "backup"], 100)] == [
         "local:100/vm-100-disk-0.raw", f"local:{BACKUP}",
     ]  # fmt: skip
+    assert [row.volid for row in volumes.list_volumes("local", ["backup"], 102)] == ["local:backup/old-102-mail.vma"]
     assert volumes.owned_by(100) == ["local:100/vm-100-disk-0.raw"]
     assert volumes.owned_by(101) == ["local:101/vm-101-disk-0.raw"]
 
@@ -487,6 +490,28 @@ def test_a_protected_backup_stays_and_others_go_with_log_and_notes(local: Path) 
     assert files_below(local / "dump") == []
 
 
+def test_notes_of_a_renamed_backup_go_with_it(local: Path) -> None:
+    put(local, "dump/mine.vma.zst")
+    volumes.set_notes("local:backup/mine.vma.zst", "old")
+    volumes.free("local:backup/mine.vma.zst")
+    assert files_below(local / "dump") == []
+
+
+def test_files_say_how_much_space_they_take(local: Path) -> None:
+    for name in ("iso/a.iso", "backup/vzdump-qemu-100-2020_03_30-21_12_40.vma"):
+        place = put(local, f"template/{name}" if "iso" in name else name.replace("backup", "dump"), "x" * 10000)
+        os.sync()
+        os.truncate(place, MIB)
+        assert volumes.info(f"local:{name}").used == place.stat().st_blocks * 512 > 0
+
+
+def test_a_list_is_sorted_without_regard_to_case(local: Path) -> None:
+    for name in ("Zed.iso", "alpine.ISO", "Alpine.iso", "b.iso"):
+        put(local, f"template/iso/{name}")
+    found = [row.volid.rpartition("/")[2] for row in volumes.list_volumes("local", ["iso"])]
+    assert found == ["Alpine.iso", "alpine.ISO", "b.iso", "Zed.iso"]
+
+
 def test_the_number_of_protected_backups_can_be_limited(root: Path) -> None:
     configure(f"dir: ss\n\tpath {root}/ss\n\tcontent backup\n\tmax-protected-backups 1\n")
     volids = [f"ss:backup/vzdump-lxc-{vmid}-2020_03_30-21_12_4{n}.tar" for vmid, n in ((100, 0), (100, 1), (101, 0))]
@@ -497,6 +522,8 @@ def test_the_number_of_protected_backups_can_be_limited(root: Path) -> None:
     with pytest.raises(Refused, match="protected backups per guest is limited to 1 on storage 'ss'"):
         volumes.protect(volids[1], True)
     volumes.protect(volids[2], True)
+    put(root / "ss", "dump/vzdump-qemu-100-2020_03_30-21_12_40.vma")
+    volumes.protect("ss:backup/vzdump-qemu-100-2020_03_30-21_12_40.vma", True)
 
 
 def test_notes_of_backups(local: Path) -> None:
