@@ -30,7 +30,7 @@ from pvetools.render.command import (
     resolve,
 )  # fmt: skip
 from pvetools.schema.core import Field, NestedErrors, Raw, Record
-from pvetools.system import log
+from pvetools.system import stdio
 from pvetools.system.errors import Forbidden, ParamErrors, PveError
 
 
@@ -328,24 +328,26 @@ def main(tool: Tool, *, run: Runner | None = None, numbered: bool = False) -> No
         run: carries out one command line in place of ``dispatch``.
         numbered: every error begins with its HTTP status, not only the complaints about the command line.
     """
+    stdio.complete()
     words = sys.argv[1:]
     code = 0
     try:
         (run or dispatch)(tool, words)
-        sys.stdout.flush()
+        stdio.write("")
     except PveError as error:
         code = error.exit_code
         _report(tool, words, error, numbered)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # whoever read our output has enough; nothing may be flushed into it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stdio.forget_output()
         code = 141
     except Exception as error:
         if debugging():
             raise
-        sys.stderr.write(_unexpected(error) + "\n")
+        stdio.complain(_unexpected(error) + "\n")
         code = 255
+    stdio.settle()
     sys.exit(code)
 
 
@@ -391,7 +393,7 @@ def helped(tool: Tool, words: list[str]) -> bool:
     if words[:1] == ["--version"]:
         from pvetools import __version__
 
-        print(f"{tool.name} {__version__} (pvetools)")
+        stdio.write(f"{tool.name} {__version__} (pvetools)\n")
         return True
     if not asked and not (words[:1] == ["help"] and "help" not in tool.commands):
         return False
@@ -400,16 +402,16 @@ def helped(tool: Tool, words: list[str]) -> bool:
     plain = [word for word in words if not word.startswith("-")]
     plain = plain[1:] if plain[:1] == ["help"] else plain
     verbose = any(word in ("--verbose", "-verbose", "-v") for word in words)
-    print(usage.help_text(tool, plain, verbose=verbose))
+    stdio.write(usage.help_text(tool, plain, verbose=verbose) + "\n")
     return True
 
 
 def _report(tool: Tool, words: list[str], error: PveError, numbered: bool) -> None:
     said = f"{error.status} {error}" if numbered or error.status == 400 else str(error)
-    sys.stderr.write(log.harmless(said.rstrip("\n"), sys.stderr) + "\n")
+    stdio.complain(said.rstrip("\n") + "\n")
     if isinstance(error, UsageError):
         from pvetools.render import usage
 
-        sys.stderr.write(usage.hint(tool, words))
+        stdio.complain(usage.hint(tool, words))
     if debugging():
         raise error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NoReturn
 
 from pvetools.api import tree
@@ -11,7 +10,7 @@ from pvetools.render import command as commands
 from pvetools.render.command import Command, Local, Tool, UsageError
 from pvetools.schema.core import Record, field
 from pvetools.schema.kinds import boolean, choice, string
-from pvetools.system import log
+from pvetools.system import log, stdio
 from pvetools.system.errors import NotImplementedMethod
 
 
@@ -118,7 +117,7 @@ def _usage(params: UsageParams) -> None:
             import json
 
             shown.append("Returns: " + json.dumps(row.returns, indent=3, sort_keys=True))
-    sys.stdout.write("\n\n".join(shown) + "\n")
+    stdio.write("\n\n".join(shown) + "\n")
 
 
 LS, USAGE = Local(PathParams, _ls), Local(UsageParams, _usage)

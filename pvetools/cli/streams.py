@@ -48,7 +48,7 @@ class ImportParams(Record):
 
 def _export(p: ExportParams) -> None:
     """Write a volume to a file or to standard output."""
-    from pvetools.storage import endpoints, transfer, volumes
+    from pvetools.storage import endpoints, transfer
     from pvetools.system import task
     from pvetools.system.errors import ParamErrors
 
@@ -56,19 +56,19 @@ def _export(p: ExportParams) -> None:
         raise ParamErrors({"snapshot-list": "is for use with 'with-snapshots'"})
     state = transfer.State(p.snapshot or "", p.base or "", p.with_snapshots, tuple(p.snapshot_list or ()))
     transfer.check_export(p.volume, p.format_, state)
-    with task.interruptible(), endpoints.output(p.filename, volumes.path(p.volume)) as out:
-        transfer.export(p.volume, p.format_, out, state)
+    with task.interruptible(), endpoints.output(p.filename, transfer.sources(p.volume)) as out:
+        transfer.export(p.volume, p.format_, out, state, replace_content=p.filename != "-")
 
 
 def _import(p: ImportParams) -> str:
     """Make a volume from a stream that ``pvesm export`` wrote."""
     from pvetools.storage import endpoints, transfer, volumes
-    from pvetools.system import task
+    from pvetools.system import stdio, task
     from pvetools.system.errors import PveError
 
     state = transfer.State(p.snapshot or "", p.base or "", p.with_snapshots)
     transfer.check_import(p.volume, p.format_, state, rename=p.allow_rename)
-    with task.interruptible(), endpoints.source(p.filename, lambda line: print(line, flush=True)) as stream:
+    with task.interruptible(), endpoints.source(p.filename, lambda line: stdio.write(line + "\n")) as stream:
         made = transfer.import_(p.volume, p.format_, stream, state, rename=p.allow_rename)
         if p.delete_snapshot:
             try:

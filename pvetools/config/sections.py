@@ -47,9 +47,9 @@ class Section:
     problems: list[Problem] = field(default_factory=list)
 
     def get(self, key: str, default: str = "") -> str:
-        """The text of a property; of a repeated one the last."""
+        """The text of a property; of a repeated one the first."""
         value = self.values.get(key, default)
-        return value[-1] if isinstance(value, list) else value
+        return value[0] if isinstance(value, list) else value
 
     def touched(self) -> bool:
         return not self.raw or self.values != self.original

@@ -10,7 +10,7 @@ from typing import Any
 
 from pvetools.schema.core import Record, field
 from pvetools.schema.kinds import boolean, choice
-from pvetools.system import log
+from pvetools.system import stdio
 
 TextRenderer = Callable[[Any, Any, Any], str]
 
@@ -65,13 +65,13 @@ def show(
     if options.quiet:
         return
     if options.output_format != "text":
-        sys.stdout.write(_encoded(data, options.output_format) + "\n")
+        stdio.write(_encoded(data, options.output_format) + "\n")
         return
     if data is None:
         return
     shown = text(data, params, options) if text else generic(data, options, returns or {})
     if shown:
-        sys.stdout.write(log.harmless(shown.rstrip("\n"), sys.stdout) + "\n")
+        stdio.write(stdio.harmless(shown.rstrip("\n"), sys.stdout) + "\n")
 
 
 def _encoded(data: Any, form: str) -> str:

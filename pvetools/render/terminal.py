@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pvetools.system import log
+from pvetools.system import log, stdio
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -29,7 +29,7 @@ def bars() -> Iterator[None]:
     rows: dict[str, TaskID] = {}
 
     def write(line: str) -> None:
-        line, colour = log.harmless(line, sys.stderr), _colour(line)
+        line, colour = stdio.harmless(line, sys.stderr), _colour(line)
         if shown:
             style = colour[0] if colour else ""
             shown[0].console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -279,6 +279,8 @@ def _parse_directories(text: str) -> dict[str, str]:
         _content(content)
         if content == "none" or not path or ".." in path.split("/"):
             raise ValueError(f"invalid format - value '{part}' does not look like CONTENT=RELATIVE/PATH")
+        if content in directories:
+            raise ValueError(f"invalid format - '{content}' stands there twice")
         directories[content] = path
     return directories
 

@@ -189,6 +189,7 @@ def _address(text: str) -> str:
 def reason(said: str) -> str:
     """The line of a tool's messages that tells why it failed, without time stamps and threads."""
     lines = [_STAMP.sub("", line).strip() for line in said.replace("\r", "\n").split("\n") if line.strip()]
+    lines = [line for line in lines if " NOTE: " not in line]
     telling = [line for line in lines if "(" in line or "rror" in line]
     return (telling or lines or [""])[-1]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pvetools.config import sections
 from pvetools.options.storage import StorageOptions, kind_of
@@ -24,7 +24,9 @@ CONNECTION = frozenset(
 
 def _defining(name: str) -> contextlib.AbstractContextManager[None]:
     """Held while a storage is tried out, which may take long: the file itself is locked only to be written."""
-    return lock.locked(paths.lock_dir() / f"define-{name}.lock", 60.0, what=f"the definition of storage '{name}'")
+    return lock.locked(
+        paths.lock_dir() / f"define-{name}.lock", 60.0, what=f"the definition of storage '{name}'", in_turn=True
+    )
 
 
 def add(name: str, type_: str, raw: Mapping[str, str]) -> Definition:
@@ -122,9 +124,9 @@ def _change(
     """Change a section; gives what is defined then, and the new secrets, which do not stand in it."""
     section = _section(file, name)
     _check_change(section, raw, delete)
-    values = {key: value for key, value in section.values.items() if key not in delete} | dict(raw)
-    plain = {key: value if isinstance(value, str) else value[-1] for key, value in values.items()}
-    options = check(name, section.type, plain)
+    values = {key: section.get(key) for key in section.values if key not in delete} | dict(raw)
+    _check_known(section, values.keys() - raw.keys())
+    options = check(name, section.type, values)
     canonical, kind = options.texts(), required_kind(section.type)
     hidden = {key: canonical[key] for key in kind.sensitive & canonical.keys()}
     section.values = {
@@ -153,7 +155,7 @@ def _check_change(section: sections.Section, raw: Mapping[str, str], delete: Seq
             errors[key] = f"can't change value of fixed parameter '{key}'"
     refused: list[str] = []
     for key in delete:
-        if key not in kind.options:
+        if key not in kind.options and key not in section.values:
             refused.append(f"unknown option '{key}' for storage type '{section.type}'")
         elif key in kind.required or key in kind.fixed:
             refused.append(f"unable to delete required or fixed option '{key}'")
@@ -163,6 +165,14 @@ def _check_change(section: sections.Section, raw: Mapping[str, str], delete: Seq
         errors["delete"] = "; ".join(refused)
     if errors:
         raise ParamErrors(errors)
+
+
+def _check_known(section: sections.Section, kept: Collection[str]) -> None:
+    """Refuse to write a section with properties that its type does not have."""
+    unknown = sorted({*kept} - required_kind(section.type).options)
+    if unknown:
+        what = f"is no property of storage type '{section.type}', but stands in storage.cfg"
+        raise ParamErrors({key: f"{what}; --delete {key} removes it" for key in unknown})
 
 
 def remove(name: str) -> None:

@@ -159,7 +159,18 @@ def every() -> tuple[dict[str, Definition], list[str]]:
             found[section.id] = read(file, section)
         except ConfigError as error:
             damaged.append(str(error))
+        else:
+            damaged += [f"{file.path} line {section.line}: storage '{section.id}': {why}" for why in _oddities(section)]
     return found, damaged
+
+
+def _oddities(section: sections.Section) -> list[str]:
+    """What of a section counts only in part or not at all."""
+    twice = [f"'{key}' stands there several times, the first counts" for key, value in section.values.items()
+             if not isinstance(value, str)]  # fmt: skip
+    kind = kind_of(section.type)
+    unknown = section.values.keys() - kind.options if kind else ()
+    return twice + [f"'{key}' is no property of storage type '{section.type}'" for key in sorted(unknown)]
 
 
 def check(name: str, type_: str, raw: Mapping[str, str]) -> StorageOptions:

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from pvetools.system import run
@@ -24,12 +24,13 @@ Announce = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def output(name: str, apart_from: Path | None = None) -> Iterator[int]:
-    """A descriptor to write to: ``-`` or a file, which is made or replaced.
+def output(name: str, apart_from: Collection[Path] = ()) -> Iterator[int]:
+    """A descriptor to write to: ``-`` or a file, which still has its content. A new one goes again when the block fails
+    before anything is written.
 
     Args:
         name: ``-`` or a path.
-        apart_from: a file or device that it must not be, by whatever name, as it is read meanwhile.
+        apart_from: files, devices and folders that are read meanwhile: it must be none of them, nor lie in one.
 
     Raises:
         PveError: it can't be opened, or it is a terminal. Refused: it is what is read.
@@ -40,23 +41,34 @@ def output(name: str, apart_from: Path | None = None) -> Iterator[int]:
         _check_apart(1, "standard output", apart_from)
         yield 1
         return
+    place = Path(os.path.realpath(name))
+    if any(other.is_dir() and place.is_relative_to(os.path.realpath(other)) for other in apart_from):
+        raise Refused(f"'{name}' lies in the volume itself: it would be a part of what is read")
+    is_new = not os.path.lexists(name)
     with _file(name, os.O_WRONLY | os.O_CREAT) as fd:
-        _check_apart(fd, f"'{name}'", apart_from)
-        found = os.fstat(fd)
-        if stat.S_ISREG(found.st_mode) and found.st_size:  # ext4 writes at once what comes after a truncation
-            os.ftruncate(fd, 0)
-        yield fd
+        try:
+            _check_apart(fd, f"'{name}'", apart_from)
+            yield fd
+        except BaseException:
+            if is_new and not os.fstat(fd).st_size:
+                place.unlink(missing_ok=True)
+            raise
 
 
-def _check_apart(fd: int, name: str, other: Path | None) -> None:
+def _check_apart(fd: int, name: str, others: Collection[Path]) -> None:
+    for other in others:
+        _check_not(fd, name, other)
+
+
+def _check_not(fd: int, name: str, other: Path) -> None:
     try:
-        found, read = os.fstat(fd), other.stat() if other else None
+        found, read = os.fstat(fd), other.stat()
     except OSError:
         return  # it is in no reach of the kernel
-    same_device = read and stat.S_ISBLK(found.st_mode) and (stat.S_IFMT(read.st_mode), read.st_rdev) == (
+    same_device = stat.S_ISBLK(found.st_mode) and (stat.S_IFMT(read.st_mode), read.st_rdev) == (
         stat.S_IFMT(found.st_mode), found.st_rdev
     )  # fmt: skip
-    if read and (same_device or os.path.samestat(found, read)):
+    if same_device or os.path.samestat(found, read):
         raise Refused(f"{name} is the volume itself: it would be overwritten while it is read")
 
 
@@ -77,6 +89,8 @@ def source(name: str, announce: Announce) -> Iterator[int]:
         address = _local_address(name.removeprefix("tcp://")) if match[2] else match[1]
         with _accepted(_listening(address, announce), name) as link:
             yield link.fileno()
+    elif name == "unix://":
+        raise PveError(f"'{name}' names no path to listen at")
     elif name.startswith("unix://"):
         with _at_path(name.removeprefix("unix://"), announce) as listener, _accepted(listener, name) as link:
             yield link.fileno()

@@ -227,7 +227,7 @@ class FolderStorage:
         for volume in self._images(None):
             if volume.parent:
                 own = self.path(names.split(volume.volid)[1])
-                if os.path.realpath(own.parent / volume.parent) == path:
+                if os.path.realpath(own.parent / volume.parent) == path != os.path.realpath(own):
                     found.append(volume.volid)
         return found
 
@@ -352,6 +352,8 @@ class FolderStorage:
                 if parsed.is_base:
                     with contextlib.suppress(OSError):  # Proxmox VE has made it immutable where that can be done
                         files.set_flag(path, files.IMMUTABLE, on=False)
+                if parsed.format != "subvol" and path.is_dir() and not path.is_symlink():
+                    raise Refused(f"'{path}' is a folder, not a volume")
                 self._unlink(path)
         elif path.is_dir() and not path.is_symlink():
             raise Refused(f"'{path}' is a folder, not a volume")

@@ -90,6 +90,8 @@ def _qcow2(file: IO[bytes], path: Path) -> ImageInfo:
         raise _damaged(path, "qcow2", f"name of the backing file has {length} bytes")
     features = struct.unpack_from(">Q", head, 72)[0] if version == 3 and len(head) >= 80 else 0
     backing = _read_at(file, offset, length) if offset and length else b""
+    if b"\0" in backing:
+        raise _damaged(path, "qcow2", "the name of its backing file is none")
     return ImageInfo(size, backing.decode("utf-8", "surrogateescape"), bool(features & _EXTERNAL_DATA))
 
 

@@ -14,11 +14,13 @@ import re
 import stat
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
+from pvetools.schema import formats
 from pvetools.storage import images, inuse, names, volumes
 from pvetools.storage.convert import Image, convert
 from pvetools.storage.driver import Driver, Source, Stream, Streaming, Wish
@@ -121,8 +123,38 @@ def check_export(volid: str, form: str, state: State = NOW) -> None:
         As ``export``.
     """
     driver, name = volumes.ready(volid)
-    driver.source(name)
+    source, parsed = driver.source(name), driver.parse(name)
+    if parsed.format not in (*names.IMAGE_FORMATS, "subvol"):
+        raise Refused(f"volume '{volid}' is no disk image or folder, only those can be exported")
+    if parsed.content == "import":
+        images.check_foreign(source.path, parsed.format)
     _check_format(form, exports(volid, state), "exported", volid, state)
+
+
+def sources(volid: str) -> list[Path]:
+    """Files, devices and folders that a volume's content lies in.
+
+    Raises:
+        As ``export``.
+    """
+    driver, name = volumes.ready(volid)
+    source = driver.source(name)
+    if source.kind != "file" or source.format == "raw":
+        return [source.path]
+    info = images.inspect(source.path, source.format)
+    if not info.backing and not info.external:
+        return [source.path]
+    argv = ["qemu-img", "info", "-U", "--backing-chain", "--output=json", "-f", source.format, str(source.path)]
+    return [Path(found) for image in json.loads(run.run(argv).stdout) for found in _files_of(image)]
+
+
+def _files_of(image: Mapping[str, Any]) -> Iterator[str]:
+    """The files of one image, as ``qemu-img info`` describes it."""
+    special = image.get("format-specific", {}).get("data", {})
+    yield image["filename"]
+    yield from (extent["filename"] for extent in special.get("extents", ()))
+    if "data-file" in special:
+        yield special["data-file"]
 
 
 def check_import(volid: str, form: str, state: State = NOW, *, rename: bool = False) -> None:
@@ -135,6 +167,10 @@ def check_import(volid: str, form: str, state: State = NOW, *, rename: bool = Fa
     parsed = driver.parse(name)
     if parsed.content != "images" or parsed.vmid is None:
         raise Refused(f"volume '{volid}' is no disk image or folder of a guest, only those can be imported")
+    try:
+        formats.vmid.parse(str(parsed.vmid))
+    except ValueError as error:
+        raise Refused(f"volume '{volid}': guest id: {error}") from None
     _check_format(form, imports(volid, state), "imported", volid, state)
     if not rename and not state.base and volumes.exists(volid):
         raise Exists(f"volume '{volid}' already exists")
@@ -149,8 +185,15 @@ def _check_format(form: str, offered: Sequence[str], verb: str, volid: str, stat
 # Export.
 
 
-def export(volid: str, form: str, out: int, state: State = NOW) -> None:
+def export(volid: str, form: str, out: int, state: State = NOW, *, replace_content: bool = False) -> None:
     """Write a volume to a descriptor.
+
+    Args:
+        volid: the volume.
+        form: format of the stream.
+        out: the descriptor.
+        state: which state.
+        replace_content: what the descriptor's file holds goes, once nothing hinders the export any more.
 
     Raises:
         NotFound: no such volume or snapshot. Refused: the storage or the state does not go with that format.
@@ -159,7 +202,13 @@ def export(volid: str, form: str, out: int, state: State = NOW) -> None:
     check_export(volid, form, state)
     widen_pipe(out)
     with _told("written"):
-        _write(volid, form, out, state)
+        _write(volid, form, out, state, partial(_empty, out) if replace_content else lambda: None)
+
+
+def _empty(out: int) -> None:
+    found = os.fstat(out)
+    if stat.S_ISREG(found.st_mode) and found.st_size:  # ext4 writes at once what comes after a truncation
+        os.ftruncate(out, 0)
 
 
 @contextlib.contextmanager
@@ -175,22 +224,29 @@ def _told(verb: str) -> Iterator[None]:
         raise PveError(f"the stream can't be {verb}: {error.strerror}") from error
 
 
-def _write(volid: str, form: str, out: int, state: State) -> None:
+def _write(volid: str, form: str, out: int, state: State, begin: Callable[[], None]) -> None:
     driver, name = volumes.ready(volid)
     source = driver.source(name)
     if form in _WHOLE_IMAGES:
-        _export_image(volid, source, out)
+        size = _size_of_whole(volid, source)
+        begin()
+        _copy_out(source.path, out, size)
     elif form == "tar+size":
-        write_all(out, HEADER.pack(driver.volume(name).size))
+        head = HEADER.pack(driver.volume(name).size)
+        begin()
+        write_all(out, head)
         stream(["tar", *_TAR, "-C", source.path, "-cf", "-", "."], stdout=out)
     elif form == "raw+size":
-        _export_raw(source, out)
+        _export_raw(source, out, begin)
     else:
-        cast(Streaming, driver).send(name, _own_stream(driver, name, state), out)
+        what = _own_stream(driver, name, state)
+        begin()
+        cast(Streaming, driver).send(name, what, out)
 
 
-def _export_raw(source: Source, out: int) -> None:
+def _export_raw(source: Source, out: int, begin: Callable[[], None]) -> None:
     if source.format == "raw" and source.kind != "network":
+        begin()
         _copy_out(source.path, out)
         return
     from pvetools.storage import pump
@@ -198,6 +254,7 @@ def _export_raw(source: Source, out: int) -> None:
 
     place = source.path if source.kind != "network" else source.image
     with nbd.image(place, source.format, options=source.options) as image:
+        begin()
         write_all(out, HEADER.pack(image.size))
         pump.drain(image, out)
 
@@ -211,11 +268,12 @@ def _copy_out(path: Path, out: int, size: int | None = None) -> None:
         pump.copy_out(content, out, HEADER.pack(content.size if size is None else size))
 
 
-def _export_image(volid: str, source: Source, out: int) -> None:
+def _size_of_whole(volid: str, source: Source) -> int:
+    """The size of a disk that lies in one file."""
     info = images.inspect(source.path, source.format)
     if info.backing or info.external:
         raise Refused(f"volume '{volid}' can't be exported as one file: its data lies in other files as well")
-    _copy_out(source.path, out, info.size)
+    return info.size
 
 
 def _own_stream(driver: Driver, name: str, state: State) -> Stream:

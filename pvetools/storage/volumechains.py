@@ -74,7 +74,8 @@ class ChainStorage(GroupStorage):
             yield
             return
         place = paths.lock_dir() / f"storage-{self.id}-chains-{own.vmid}.lock"
-        with lock.locked(place, 60.0, what=f"a chain of guest {own.vmid} on storage '{self.id}'"):
+        what = f"a chain of guest {own.vmid} on storage '{self.id}'"
+        with lock.locked(place, 60.0, what=what, in_turn=True):
             yield
 
     # Finding.

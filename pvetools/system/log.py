@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import IO
+from contextlib import contextmanager
+
+from pvetools.system import stdio
 
 Sink = Callable[[str], None]
 Meter = Callable[[str, int, int], None]
 
 
 def _to_stderr(line: str) -> None:
-    with suppress(BrokenPipeError):  # nobody reads any more; that is no reason to abort a task
-        sys.stderr.write(harmless(line, sys.stderr) + "\n")
-        sys.stderr.flush()
+    stdio.complain(line + "\n")
 
 
 _sinks: list[Sink] = [_to_stderr]
 _meters: list[Meter] = []
 _warnings = 0
 _WARNING = "WARN: "
-
-
-def harmless(text: str, place: IO[str]) -> str:
-    """On a terminal, signs that steer it are spelled out: notes, names and answers of servers are written by others."""
-    if not place.isatty():
-        return text
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: repr(match[0])[1:-1], text)
 
 
 def emit(line: str) -> None:

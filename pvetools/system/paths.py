@@ -17,7 +17,7 @@ CONFIG_FOLDER: dict[str, str] = {"qemu": "qemu-server", "lxc": "lxc"}
 
 def root() -> Path:
     """The folder below which all state lies."""
-    return Path(os.environ.get("PVETOOLS_ROOT") or "/")
+    return Path(os.environ.get("PVETOOLS_ROOT") or "/").absolute()
 
 
 @cache

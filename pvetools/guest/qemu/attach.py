@@ -132,8 +132,11 @@ def _existing(key: str, drive: Any) -> str:
     if drive.file in ("none", "cdrom"):
         return str(drive.format())
     if drive.file.startswith("/"):
-        host.source(key, drive)
-        return str(drive.format())
+        volid = volumes.volume_id(Path(drive.file))
+        if volid is None:
+            host.source(key, drive)
+            return str(drive.format())
+        drive = drive.replaced(file=volid)  # a volume is kept by the name by which it is found everywhere
     if buses.split(key) or key == "cdrom":
         host.source(key, drive)
     size = volumes.info(drive.file).size

@@ -77,7 +77,7 @@ def test_a_disk_in_an_archive_is_imported_bit_for_bit(root: Root, archive: Path,
     said = root.cli("pvesh", "get", where, "--volume", "import/web.ova", "--output-format", "json", ok=True)
     found = json.loads(said.stdout)
     assert found["create-args"] == {
-        "boot": "order=scsi0", "cores": "2", "memory": "512", "name": "Web-server", "ostype": "l26", "scsihw": "pvscsi",
+        "boot": "order=scsi0", "cores": "2", "memory": "512", "name": "Webserver", "ostype": "l26", "scsihw": "pvscsi",
     }  # fmt: skip
     assert found["net"] == {"net0": {"model": "vmxnet3"}}
     assert found["warnings"] == [{"type": "ova-needs-extracting"}]
@@ -125,11 +125,11 @@ def test_a_machine_is_made_from_a_descriptor(root: Root, exported: Path, data: P
     shown = root.cli(
         "qm", "importovf", 100, exported / "web.ovf", "local", "--dryrun", "--output-format", "json", ok=True
     )
-    assert json.loads(shown.stdout)["qm"]["name"] == "Web-server"
+    assert json.loads(shown.stdout)["qm"]["name"] == "Webserver"
     assert not root.config(100).exists()
     root.cli("qm", "importovf", 100, exported / "web.ovf", "local", "--format", "qcow2", ok=True)
     found = config(root)
-    assert (found["name"], found["memory"], found["cores"], found["boot"]) == ("Web-server", "512", 2, "order=scsi0")
+    assert (found["name"], found["memory"], found["cores"], found["boot"]) == ("Webserver", "512", 2, "order=scsi0")
     assert found["scsi0"] == "local:100/vm-100-disk-0.qcow2,size=6M"
     assert same(data, root / "var/lib/vz/images/100/vm-100-disk-0.qcow2", "qcow2")
 

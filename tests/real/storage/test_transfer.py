@@ -429,6 +429,46 @@ def test_a_volume_is_not_written_into_itself(storages: Root, cli: Callable[..., 
     assert link.read_bytes() == struct.pack("<Q", SIZE) + content(1)
 
 
+def test_what_a_volume_lies_on_is_not_written_either(storages: Root, cli: Callable[..., Result]) -> None:
+    volid = disk("one", "raw", content(1))
+    base, folder = volumes.path(volid), volumes.path(volid).parent
+    make = ["qemu-img", "create", "-q", "-f"]
+    subprocess.run([*make, "qcow2", "-b", base, "-F", "raw", folder / "vm-100-over.qcow2"], check=True)
+    subprocess.run([*make, "vmdk", "-o", "subformat=monolithicFlat", folder / "vm-100-flat.vmdk", "1M"], check=True)
+    for name, below in (("over.qcow2", base), ("flat.vmdk", folder / "vm-100-flat-flat.vmdk")):
+        ran = cli("pvesm", "export", f"one:100/vm-100-{name}", "raw+size", below)
+        assert ran.stderr == f"'{below}' is the volume itself: it would be overwritten while it is read\n"
+    assert read(volid) == content(1)
+
+
+def test_a_refused_export_leaves_its_target_as_it_was(storages: Root, cli: Callable[..., Result]) -> None:
+    folder = volumes.path(disk("one", "raw", content(1))).parent
+    make = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b"]
+    subprocess.run([*make, folder / "vm-100-disk-0.raw", folder / "vm-100-over.qcow2"], check=True)
+    imported = storages / "one/import/over.qcow2"
+    imported.parent.mkdir(exist_ok=True)
+    subprocess.run([*make, "/etc/hostname", imported], check=True)
+    imported.with_name("box.ova").touch()
+    old, new = storages / "old", storages / "new"
+    old.write_text("precious")
+    chained, foreign = ("one:100/vm-100-over.qcow2", "qcow2+size"), ("one:import/over.qcow2", "raw+size")
+    for path in (old, new):
+        assert "as one file" in cli("pvesm", "export", *chained, path, "--with-snapshots").stderr
+        assert "has the backing file" in cli("pvesm", "export", *foreign, path).stderr
+        assert "is no disk image or folder" in cli("pvesm", "export", "one:import/box.ova", "raw+size", path).stderr
+    assert old.read_text() == "precious"
+    assert not new.exists()
+
+
+def test_a_stream_goes_behind_what_the_shell_appends_to(storages: Root, cli: Callable[..., Result]) -> None:
+    volid, target = disk("one", "raw", content(1)), storages / "target"
+    target.write_text("before")
+    argv, environment = storages.argv("pvesm", "export", volid, "raw+size", "-"), storages.environment()
+    with target.open("ab") as file:
+        subprocess.run(argv, stdout=file, env=environment, check=True)
+    assert target.read_bytes() == b"before" + struct.pack("<Q", SIZE) + content(1)
+
+
 @pytest.mark.parametrize(
     ("target", "form"),
     [("two:100/vm-100-disk-0.raw", "raw+size"), ("snaps:100/vm-100-disk-0.raw", "raw+size"),

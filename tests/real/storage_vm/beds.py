@@ -36,15 +36,13 @@ class Bed:
 
     `section` is its part of storage.cfg. `foreign` makes a volume with a name that is not ours in the same
     place and gives (the name, a check that its content is untouched).  `thin`: space is taken when it is written.
-    `independent_clones`: linked clones do not need their base once they are made.  `crowd`: how many volumes are made
-    at once, by a tenth as many processes.
+    `independent_clones`: linked clones do not need their base once they are made.
     """
 
     section: str
     foreign: Callable[[], tuple[str, Callable[[], bool]]]
     thin: bool = False
     independent_clones: bool = False
-    crowd: int = 100
     content: str = "images,rootdir"
 
 
@@ -123,7 +121,7 @@ def zfs() -> Iterator[Bed]:
             "\tlio_tpg tpg1\n\tblocksize 16k\n\tsparse 1\n"
         )
         try:
-            yield Bed(section, local.foreign, thin=True, content="images", crowd=30)
+            yield Bed(section, local.foreign, thin=True, content="images")
         finally:
             sh("targetcli clearconfig confirm=true")
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pvetools.render.output import OutputOptions, generic
-from pvetools.system import log
+from pvetools.system import stdio
 from tests.unit.cli.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -59,8 +59,8 @@ def test_json_stays_whole_whatever_bytes_a_name_has(run: Run) -> None:
 def test_signs_that_steer_a_terminal_are_spelled_out_there_and_only_there() -> None:
     text, screen, pipe = "a\tb\x1b[2J\x07\x9b\ufeffé\n", io.StringIO(), io.StringIO()
     screen.isatty = lambda: True  # type: ignore[method-assign]
-    assert log.harmless(text, screen) == "a\tb\\x1b[2J\\x07\\x9b\ufeffé\n"
-    assert log.harmless(text, pipe) == text
+    assert stdio.harmless(text, screen) == "a\tb\\x1b[2J\\x07\\x9b\ufeffé\n"
+    assert stdio.harmless(text, pipe) == text
 
 
 def test_a_command_without_a_result_takes_no_output_options(run: Run) -> None:
@@ -130,3 +130,27 @@ def test_help_shows_all_commands_or_one_with_its_options(run: Run) -> None:
 
 def test_the_version_is_told(run: Run) -> None:
     assert run("--version").out.startswith("demo ")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "out", "err"),
+    [
+        ("demo set 100 --name x 2>/dev/full", 0, "| x ", ""),
+        ("demo fail 100 2>/dev/full", 2, "", ""),
+        ("demo set 100 --name x 2>&-", 0, "| x ", ""),
+        ("demo fail 100 2>&-", 2, "", ""),
+        ("demo set 100 --name x >&-", 0, "", ""),
+        ("demo set 100 --name x <&- >&- 2>&-", 0, "", ""),
+        ("demo set 100 --name x >/dev/full", 255, "", "can't write to standard output: No space left on device\n"),
+        ("demo help >/dev/full", 255, "", "can't write to standard output: No space left on device\n"),
+    ],
+)
+def test_closed_and_full_standard_files_change_nothing_else(line: str, code: int, out: str, err: str) -> None:
+    program = (
+        "import sys; from pvetools.cli import app; from tests.unit.cli import demo; "
+        "sys.modules['pvetools.demo'] = demo; sys.argv[0] = 'demo'; app.main(demo.TOOL)"
+    )
+    script = f'demo() {{ \'{sys.executable}\' -c "{program}" "$@"; }}; {line}'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (code, err)
+    assert out in done.stdout

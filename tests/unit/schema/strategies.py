@@ -58,7 +58,9 @@ _FORMATS: Mapping[str, st.SearchStrategy[str]] = {
     "pve-hotplug-features": st.sampled_from(["0", "1", "disk", "network,disk,usb,cpu,memory,cloudinit"]),
     "pve-ct-timezone": st.sampled_from(["host", "UTC", "Europe/Vienna", "Etc/GMT+1"]),
     "pve-storage-content": _CONTENT,
-    "pve-dir-override": st.builds("{}={}".format, _CONTENT, _word),
+    "pve-dir-override-list": st.dictionaries(_CONTENT, _word, min_size=1, max_size=3).map(
+        lambda folders: ",".join(f"{content}={folder}" for content, folder in folders.items())
+    ),
     "pve-storage-portal-dns": st.sampled_from(["10.0.0.1", "10.0.0.1:3260", "[fd00::1]:3260", "fd00::1", "san:3260"]),
     "pve-storage-server": _ipv4 | _word.map(lambda name: name.replace("_", "-")),
     "pve-storage-options": st.just("vers=4.2,hard"),

@@ -10,16 +10,37 @@ from pathlib import Path
 import pytest
 
 from pvetools.storage import endpoints
-from pvetools.system.errors import PveError
+from pvetools.system.errors import PveError, Refused
 
 
 def test_a_file_is_written_and_read(tmp_path: Path) -> None:
     name = str(tmp_path / "stream")
-    for text in (b"longer content", b"short"):
-        with endpoints.output(name) as out:
-            os.write(out, text)
-        with endpoints.source(name, lambda _line: None) as stream:
-            assert os.read(stream, 100) == text
+    with endpoints.output(name) as out:
+        os.write(out, b"content")
+    with endpoints.source(name, lambda _line: None) as stream:
+        assert os.read(stream, 100) == b"content"
+
+
+def test_what_fails_before_its_first_byte_leaves_files_as_they_were(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("precious")
+    for path in (old, new):
+        with pytest.raises(PveError, match="refused"), endpoints.output(str(path)):
+            raise PveError("refused")
+    assert old.read_text() == "precious"
+    assert not new.exists()
+
+
+def test_no_file_is_written_into_what_is_read(tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("1")
+    (tmp_path / "two").symlink_to("one")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("one", "two", "folder/new"):
+        with pytest.raises(Refused), endpoints.output(str(tmp_path / name), [tmp_path / "one", folder]):
+            raise AssertionError
+    assert (tmp_path / "one").read_text() == "1"
+    assert not list(folder.iterdir())
 
 
 def test_standard_output_and_input_are_a_dash() -> None:

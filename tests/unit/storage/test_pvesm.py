@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,59 @@ def test_a_disk_of_a_guest_is_not_freed_by_another_of_its_names(
     assert run("free", own).code == 0
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "scsi0:  local:100/vm-100-disk-0.raw,size=1M", "scsi0:local:100/vm-100-disk-0.raw",
+        "scsi0:\tlocal:100/vm-100-disk-0.raw", "scsi0: local:100/vm-100-disk-0.raw  ",
+        "scsi0: @ROOT@/var/lib/vz/images/100/vm-100-disk-0.raw", "scsi0: @ROOT@/link,cache=none",
+        "scsi0: local:100/vm-100-link.raw", "scsi0: broken:100/vm-100-disk-0.raw",
+        "[old]\nscsi0:  local:100/vm-100-disk-0.raw",
+    ],
+)  # fmt: skip
+def test_whatever_way_a_guest_names_its_disk_it_stays(
+    ok: Callable[..., str], run: Callable[..., Ran], root: Path, line: str
+) -> None:
+    ok("alloc", "local", "100", "", "100")
+    image = root / "var/lib/vz/images/100/vm-100-disk-0.raw"
+    (root / "link").symlink_to(image)
+    image.with_name("vm-100-link.raw").symlink_to(image.name)
+    paths.storage_config().write_text(f"dir: broken\n\tpath {root}/var/lib/vz\n\tcontent foo\n")
+    guest = paths.guest_config("qemu", 100)
+    guest.parent.mkdir(parents=True, exist_ok=True)
+    guest.write_text(f"memory: 64\n{line.replace('@ROOT@', str(root))}\n")
+    assert "is a disk of VM 100 (scsi0)" in run("free", "local:100/vm-100-disk-0.raw").err
+    assert image.exists()
+
+
+def test_a_folder_at_the_place_of_an_image_stays(run: Callable[..., Ran], root: Path) -> None:
+    kept = root / "var/lib/vz/images/100/vm-100-old.raw/file"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert "is a folder, not a volume" in run("free", "local:100/vm-100-old.raw").err
+    assert kept.exists()
+
+
+def test_a_damaged_image_keeps_no_other_from_being_freed(ok: Callable[..., str], root: Path) -> None:
+    ok("alloc", "local", "200", "", "100")
+    head = bytearray(104)
+    head[:8], head[8:20], head[20:32] = (
+        b"QFI\xfb\0\0\0\3",
+        bytes([*bytes(7), 90, 0, 0, 0, 5]),
+        bytes([0, 0, 0, 16, *bytes(8)]),
+    )
+    head[90:95] = b"a\0bcd"
+    damaged = root / "var/lib/vz/images/100/vm-100-nul.qcow2"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(head)
+    own, made = damaged.with_name("vm-100-own.qcow2"), root / "made.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", own, made, "1M"], check=True)
+    made.rename(own)
+    for volid in ("local:200/vm-200-disk-0.raw", "local:100/vm-100-nul.qcow2", "local:100/vm-100-own.qcow2"):
+        ok("free", volid)
+    assert not list(root.glob("var/lib/vz/images/*/*"))
+
+
 def test_a_disk_of_a_guest_may_have_a_colon_in_its_name(root: Path) -> None:
     guest = paths.guest_config("qemu", 100)
     guest.parent.mkdir(parents=True, exist_ok=True)
@@ -195,6 +249,30 @@ def test_setting_the_built_in_storage_writes_its_definition(ok: Callable[..., st
     assert "local" in ok("status")
 
 
+def test_a_property_that_stands_twice_counts_as_the_first(
+    ok: Callable[..., str], run: Callable[..., Ran], root: Path
+) -> None:
+    for name in "ab":
+        (root / name).mkdir()
+    paths.storage_config().write_text(f"dir: two\n\tpath {root}/a\n\tpath {root}/b\n")
+    assert ok("path", "two:iso/x.iso") == f"{root}/a/template/iso/x.iso\n"
+    assert "storage 'two': 'path' stands there several times, the first counts" in run("status").err
+    ok("set", "two", "--content", "iso")
+    assert config() == f"dir: two\n\tpath {root}/a\n\tcontent iso\n"
+
+
+def test_an_unknown_property_is_told_and_can_be_deleted(
+    ok: Callable[..., str], run: Callable[..., Ran], root: Path
+) -> None:
+    text = f"dir: two\n\tpath {root}/a\n\tfancy 1\n"
+    paths.storage_config().write_text(text)
+    assert "storage 'two': 'fancy' is no property of storage type 'dir'" in run("status").err
+    assert "--delete fancy removes it" in run("set", "two", "--content", "iso").err
+    assert config() == text
+    ok("set", "two", "--content", "iso", "--delete", "fancy")
+    assert config() == f"dir: two\n\tpath {root}/a\n\tcontent iso\n"
+
+
 def test_comments_and_other_storages_survive(ok: Callable[..., str], root: Path) -> None:
     text = "# mine\nfancy: one\n\toption x\n\n# two\ndir: two\n\tpath /two\n\tcontent iso\n"
     paths.storage_config().write_text(text)
@@ -214,6 +292,7 @@ WRONG = [
     (["add", "dir", "new", *PATH, "--bwlimit", "fast=1"], "bwlimit.fast: property is not defined"),
     (["add", "dir", "new", *PATH, "--format", "vhdx"], "format: value 'vhdx' does not have a value in the enumeration"),
     (["add", "dir", "new", *PATH, "--content-dirs", "iso=../x"], "content-dirs: invalid format"),
+    (["add", "dir", "new", *PATH, "--content-dirs", "iso=x,iso=y"], "content-dirs: invalid format - 'iso' stands"),
     (["add", "dir", "1x", *PATH], "storage: invalid format - value '1x'"),
     (["add", "fancy", "new", *PATH], "type: value 'fancy' does not have a value in the enumeration"),
     (["add", "pbs", "new", "--server", "a", "--datastore", "b"], "storage type 'pbs' is not served"),
@@ -254,6 +333,8 @@ WRONG = [
     (["free", "local:iso/.."], "unable to parse directory volume name"),
     (["free", "vm-100-disk-9.raw"], "storage: is needed when the volume is given without its storage"),
     (["free", "local:iso/x.iso", "--storage", "used"], "storage: 'used' does not match that of volume"),
+    (["import", "local:99/vm-99-disk-0.raw", "raw+size", "-"], "guest id: value must have a minimum value of 100"),
+    (["import", "local:100/vm-100-disk-0.raw", "raw+size", "unix://"], "'unix://' names no path to listen at"),
     (["extractconfig", "local:backup/vzdump-qemu-100-2020_03_30-21_12_40.vma"], ""),
     (["frobnicate"], "unknown command 'pvesm frobnicate'"),
 ]  # fmt: skip
