@@ -6,10 +6,11 @@ import os
 import re
 
 from pvetools.config import guest as config
-from pvetools.storage import definition, names, registry
+from pvetools.storage import definition, mounts, names, registry
 from pvetools.system import files, paths
 from pvetools.system.errors import PveError
 
+_SERVED = ("nfs", "cifs", "smb", "ceph", "fuse", "9p")  # file systems of servers
 _LABEL = {"qemu": "VM", "lxc": "CT"}
 _LINE = re.compile(r"^(?!unused)(\w+):[ \t]*(\S.*?)\s*$", re.ASCII | re.MULTILINE)
 # of a disk: a path, or storage and name of a volume
@@ -32,38 +33,48 @@ def disk_of(volid: str) -> str:
 
 
 class _Volume:
-    """A volume that names are compared with; storages are looked up once."""
+    """A volume that names are compared with; storages and mounts are looked up once."""
 
     def __init__(self, volid: str) -> None:
         self.volid, self.own = volid, _own_name(volid)
         found, damaged = definition.every()
         self.storages = {storage: registry.driver(known) for storage, known in found.items()}
         self.damaged = bool(damaged)
-        self.real = self._real(*names.split(volid))
+        self.served = [mount.point for mount in mounts.every() if mount.kind.startswith(_SERVED)]
+        self.place = self._place(*names.split(volid))
+        self.real = os.path.realpath(self.place) if self.place else ""
 
     def is_meant(self, word: str) -> bool:
         """Whether a part of a line of a configuration means this volume."""
         match = _PLACE.fullmatch(word)
         if not match:
             return False
-        place, storage, name = match.groups()
-        if place == self.volid:
+        text, storage, name = match.groups()
+        if text == self.volid:
             return True
         if storage is None:
-            return bool(self.real) and os.path.realpath(place) == self.real
+            return self._is_at(text)
         if storage not in self.storages:  # gone, or what stands of it in storage.cfg is damaged
-            return self.damaged and _own_name(place) == self.own and bool(definition.load().get(storage))
+            return self.damaged and _own_name(text) == self.own and bool(definition.load().get(storage))
         may_be_link = self.storages[storage].info.files
-        return (
-            (may_be_link or _own_name(place) == self.own) and bool(self.real) and self._real(storage, name) == self.real
-        )
+        return (may_be_link or _own_name(text) == self.own) and self._is_at(self._place(storage, name))
 
-    def _real(self, storage: str, name: str) -> str:
-        """The path behind a volume and all links; empty when it has none."""
+    def _place(self, storage: str, name: str) -> str:
+        """The path of a volume; empty when it has none."""
         try:
-            return os.path.realpath(self.storages[storage].path(name))
+            return str(self.storages[storage].path(name))
         except (PveError, KeyError):
             return ""
+
+    def _is_at(self, path: str) -> bool:
+        """Whether a path leads to the volume; mounts of servers, which may hang, are not touched but where it lies."""
+        if not path or not self.real or self._server(path) not in ("", self._server(self.place)):
+            return False
+        return os.path.realpath(path) == self.real
+
+    def _server(self, path: str) -> str:
+        """The mount of a server that a path lies below, or nothing."""
+        return max((point for point in self.served if path.startswith(f"{point}/")), key=len, default="")
 
 
 def _own_name(volid: str) -> str:

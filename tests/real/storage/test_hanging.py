@@ -116,6 +116,16 @@ def test_what_a_guest_owns_is_found_on_the_storages_that_answer(dead: Slow, pati
     assert lines == ["WARN: storage 'dead' is skipped: storage 'dead': no answer within 2 seconds"]
 
 
+def test_a_volume_elsewhere_is_freed_although_guests_have_disks_there(
+    dead: Slow, root: Root, cli: Callable[..., Result]
+) -> None:
+    volid = volumes.alloc("good", 100, MIB)
+    root.config(100).write_text(f"scsi0: dead:100/vm-100-disk-0.raw\nscsi1: {dead.point}/images/100/vm-100-disk-0.raw\n")
+    cli("pvesm", "free", volid, ok=True, timeout=30)
+    assert not volumes.exists(volid)
+    assert not hung()
+
+
 def test_a_storage_that_hangs_is_not_defined(dead: Slow, root: Root, patient: None) -> None:
     before = paths.storage_config().read_text()
     with pytest.raises(PveError, match="storage 'new': no answer within 2 seconds"):
