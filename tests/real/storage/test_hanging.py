@@ -120,7 +120,8 @@ def test_a_volume_elsewhere_is_freed_although_guests_have_disks_there(
     dead: Slow, root: Root, cli: Callable[..., Result]
 ) -> None:
     volid = volumes.alloc("good", 100, MIB)
-    root.config(100).write_text(f"scsi0: dead:100/vm-100-disk-0.raw\nscsi1: {dead.point}/images/100/vm-100-disk-0.raw\n")
+    name = "100/vm-100-disk-0.raw"
+    root.config(100).write_text(f"scsi0: dead:{name}\nscsi1: {dead.point}/images/{name}\n")
     cli("pvesm", "free", volid, ok=True, timeout=30)
     assert not volumes.exists(volid)
     assert not hung()
