@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pvetools.backup import extract, signals
-from pvetools.backup.restore_qemu import STDIN, free_all
+from pvetools.backup.restore_qemu import STDIN
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig, Section
-from pvetools.guest.common import edit, rescan
+from pvetools.guest.common import edit, references, rescan
 from pvetools.guest.common.kind import Making, used_volumes
 from pvetools.guest.lxc import hosting, idmap, kind, mounts, tar
 from pvetools.guest.lxc.idmap import IdMap
@@ -267,7 +267,7 @@ class _Restore:
             with signals.Shield().up():  # from here on there is no way back, only forward
                 old = self._take_over()
                 undo.pop_all()
-                free_all(old)
+                references.free_all(old)
 
     def _forget_new(self) -> None:
         vmid = self.request.vmid
@@ -291,12 +291,13 @@ class _Restore:
         with lock.guest_lock(vmid):
             current = config.load("lxc", vmid)
             old = _to_free(vmid, current)
-            for key in [key for key, volid in LXC.volumes(current.current).items() if volid in old]:
-                del current.current[key]
+            for section in (current.current, current.pending):
+                for key in [key for key, volid in LXC.volumes(section).items() if volid in old]:
+                    del section[key]
             current.snapshots.clear()
             current.current.pop("parent", None)
             config.save(current)
-        free_all(old)
+        references.free_all(old)
 
     def _make_volumes(self, undo: contextlib.ExitStack) -> None:
         vmid = self.request.vmid

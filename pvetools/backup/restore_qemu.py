@@ -16,7 +16,7 @@ from pvetools.backup import extract, signals, vma, vmconf
 from pvetools.backup.vma_format import Device
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig
-from pvetools.guest.common import edit, rescan
+from pvetools.guest.common import edit, references, rescan
 from pvetools.guest.common.kind import used_volumes
 from pvetools.guest.qemu.kind import QEMU
 from pvetools.network import mac
@@ -174,7 +174,7 @@ class _Restore:
             with signals.Shield().up():  # from here on there is no way back, only forward
                 old = self._take_over()
                 undo.pop_all()
-                free_all(old)
+                references.free_all(old)
 
     def _forget_new(self) -> None:
         with lock.guest_lock(self.request.vmid):
@@ -199,12 +199,13 @@ class _Restore:
         with lock.guest_lock(vmid):
             current = config.load("qemu", vmid)
             old = _to_free(current, {slot.key for slot in self.slots})
-            for key in [key for key in current.current if key in {slot.key for slot in self.slots}]:
-                del current.current[key]
+            for key in {slot.key for slot in self.slots}:
+                current.current.pop(key, None)
+                current.pending.pop(key, None)
             current.snapshots.clear()
             current.current.pop("parent", None)
             config.save(current)
-        free_all(old)
+        references.free_all(old)
 
     def _allocate(self, undo: contextlib.ExitStack) -> None:
         vmid = self.request.vmid
@@ -299,15 +300,6 @@ def _to_free(current: GuestConfig, keys: set[str]) -> set[str]:
     old = {volid for key, volid in found.items() if key in keys or key == "vmstate"}
     states = {part["vmstate"] for part in current.snapshots.values() if "vmstate" in part}
     return {volid for volid in old | states if volumes.owner(volid) == current.vmid}
-
-
-def free_all(volids: set[str]) -> None:
-    """Free volumes of a guest that was replaced; one that cannot be freed stays, with a warning."""
-    for volid in sorted(volids):
-        try:
-            volumes.free(volid, missing_ok=True)
-        except PveError as error:
-            log.warn(f"could not remove the old volume '{volid}', it stays on the storage: {error}")
 
 
 class Progress:

@@ -24,6 +24,8 @@ _KEY = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*):\s*(.+?)\s*", re.ASCII)
 _COMMON = re.compile(
     r"^(?!lxc\.|delete:|description:)([A-Za-z][A-Za-z0-9_.-]*): (\S(?:.*\S)?)$", re.ASCII | re.MULTILINE
 )
+_NAMING = re.compile(r"^(?!unused)(\w+):[ \t]*(\S.*?)\s*$", re.ASCII | re.MULTILINE)
+PLACE = re.compile(r"\s*(?:[\w-]+=)?(/.*|[a-zA-Z][\w.-]*:.+)", re.ASCII)  # what a part of a line names
 _PARTS = re.compile(r"\n(?=\[)")
 _RAW_LXC = re.compile(r"(lxc\.[a-z0-9_.-]+)(?::|\s*=)\s*(.*?)\s*", re.ASCII)
 _HEADER = re.compile(r"\[([^\]]*)\]\s*", re.ASCII)
@@ -526,6 +528,17 @@ def quick(path: Path | str) -> dict[str, str]:
     end = data.find(b"\n[")
     text = (data if end < 0 else data[: end + 1]).decode("utf-8", "surrogateescape")
     return {} if text.startswith("[") else dict(_QUICK.findall(text))
+
+
+def places(text: str) -> Iterator[tuple[str, str]]:
+    """Key and place (an absolute path, or a volume id) of all that a configuration may have as a disk, in any part.
+
+    It takes everything for a disk that looks like one, and lines with other blanks than ours; not ``unusedN``.
+    """
+    for key, value in _NAMING.findall(text):
+        for word in value.split(","):
+            if match := PLACE.fullmatch(word):
+                yield key, match[1]
 
 
 def lock_kinds(kind: str) -> tuple[str, ...]:

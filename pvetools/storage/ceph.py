@@ -96,13 +96,14 @@ class Cluster(NamedTuple):
             yield "auth_client_required", "none"
 
     def run(self, tool: str, *words: str, check: bool = True, within: float | None = COMMAND_WITHIN) -> run.Completed:
-        """Run ``ceph`` or ``rbd``, which gets ``within`` seconds for its work; None: as many as it takes.
+        """Run ``ceph`` or ``rbd``, which gets ``within`` seconds for its work; None: it has to be done to its end.
 
         Raises:
             RunError: with the tool's reason, in one line. PveError: it took too long.
         """
         limit = "--connect-timeout" if tool == "ceph" else "--client_mount_timeout"
-        done = run.run([tool, *self.words(), limit, str(CONNECT_WITHIN), *words], check=False, timeout=within)
+        argv = [tool, *self.words(), limit, str(CONNECT_WITHIN), *words]
+        done = run.run(argv, check=False, timeout=within, whole=within is None)
         if check and done.code:
             raise RunError([tool, *words], done.code, reason(done.stderr or done.stdout))
         return done

@@ -59,7 +59,7 @@ def _check_disc(path: Path, name: str) -> None:
 
 
 def _check_template(path: Path, name: str) -> None:
-    codec = BY_EXTENSION.get(name.rpartition(".")[2])
+    codec = BY_EXTENSION.get(name.rpartition(".")[2].lower())
     offset, magics = (0, codec.magic) if codec else (_TAR_MAGIC[0], (_TAR_MAGIC[1],))
     with files.open_regular(path) as file:
         head = file.read(512)[offset:]

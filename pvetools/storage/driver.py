@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from pvetools.storage.definition import Definition
 from pvetools.storage.names import VolumeName
@@ -275,3 +275,11 @@ class Streaming(Protocol):
             source: descriptor to read from.
             rename: take another name when the wanted one is used.
         """
+
+
+@runtime_checkable
+class Confined(Protocol):
+    """A driver whose images lie on something that does not grow with them."""
+
+    def make_room(self, name: str, size: int) -> None:
+        """Give an image that QEMU uses and will grow to ``size`` bytes the space that it may need then."""

@@ -571,7 +571,8 @@ def _used(stat: os.stat_result) -> int:
 
 def next_name(folder: Path, vmid: int, form: str) -> str:
     """The next free file name for an image of a guest in its folder."""
-    taken = re.compile(rf"(?:vm|base|subvol|basevol)-{vmid}-disk-(\d+)(?:\.|$)", re.ASCII)
+    # also by what an interrupted snapshot has left: files that the image lies on, or one that was to take its place
+    taken = re.compile(rf"(?:snap-.*-|\.)?(?:vm|base|subvol|basevol)-{vmid}-disk-(\d+)(?:\.|$)", re.ASCII)
     used = {int(match[1]) for entry in _scan(folder) if (match := taken.match(entry.name))}
     number = next(number for number in range(len(used) + 1) if number not in used)
     return f"{'subvol' if form == 'subvol' else 'vm'}-{vmid}-disk-{number}.{form}"
@@ -638,5 +639,7 @@ _LISTERS: dict[str, Lister] = {
     "import": _lister("import", names.IMPORT, lambda match: match[1]),
     "iso": _lister("iso", names.ISO, lambda _: "iso", of_guests=False),
     "snippets": _lister("snippets", names.SNIPPET, lambda _: "snippet"),
-    "vztmpl": _lister("vztmpl", names.TEMPLATE, lambda match: f"t{match[1]}" if match[1] else "tar", of_guests=False),
+    "vztmpl": _lister(
+        "vztmpl", names.TEMPLATE, lambda match: f"t{match[1].lower()}" if match[1] else "tar", of_guests=False
+    ),
 }

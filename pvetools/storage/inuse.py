@@ -61,7 +61,9 @@ def _loop_device(path: Path) -> str:
     real = os.path.realpath(path)
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            if entry.read_text("utf-8", "surrogateescape").rstrip("\n") == real:
+            file = entry.read_text("utf-8", "surrogateescape").rstrip("\n")
+            # a mount may be shown at several places; others are not touched, as their servers may hang
+            if file == real or (Path(file).name == Path(real).name and Path(file).samefile(real)):
                 return f"/dev/{entry.parts[3]}"
         except OSError:
             continue  # detached meanwhile

@@ -334,17 +334,27 @@ class ChainStorage(GroupStorage):
 
     # Growing.
 
+    def make_room(self, name: str, size: int) -> None:
+        if self.parse(name).format == "qcow2":
+            with self.changing(name), self.locked():
+                found = self.logical(name)
+                self._extend(found, self.image(found), size)
+
+    def _extend(self, found: Logical, info: images.ImageInfo, size: int) -> None:
+        """Give a logical volume the space that an image of that size may need."""
+        least = needed(size, *(_FORM if info.backing else ()))
+        if least > found.size:
+            self.create("lvextend", "-L", kib(least), f"{self.vg}/{found.name}", size=least - found.size)
+
     def grow_image(self, name: str, size: int) -> None:
         """Grow a qcow2 volume that nobody uses."""
         with self.changing(name), self.locked():
             found = self.logical(name)
             info = self.image(found)
             self.no_shrinking(name, info.size, size)
+            self._extend(found, info, size)
             if size == info.size:
                 return
             self.idle(name)
-            least = needed(size, *(_FORM if info.backing else ()))
-            if least > found.size:
-                self.create("lvextend", "-L", kib(least), f"{self.vg}/{found.name}", size=least - found.size)
             with self.opened(self.chain(self.logical(name))):
                 run.run(["qemu-img", "resize", "-q", "-f", "qcow2", self.device(found.name), str(size)])

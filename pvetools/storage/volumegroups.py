@@ -79,18 +79,24 @@ class Logical(NamedTuple):
         return self.attr[7:8] == "z"
 
 
+def starts(group: str) -> list[str]:
+    """What the paths of the volumes of a group begin with."""
+    return [f"/dev/{group}/", f"/dev/mapper/{group.replace('-', '--')}-"]
+
+
 # Listings.
 
 
-def _run(words: Sequence[str | os.PathLike[str]], *, check: bool = True) -> run.Completed:
-    return run.run(words, check=check, timeout=TIMEOUT)
+def _change(*words: str | os.PathLike[str], check: bool = True) -> None:
+    """Run a tool that changes something: one that is killed may leave devices suspended, and guests waiting."""
+    run.run(words, check=check, timeout=TIMEOUT, whole=True)
 
 
 def _report(tool: str, fields: str, *what: str) -> list[dict[str, str]]:
     """The rows of a report; NotFound when what was asked for is not there."""
     words = ["--reportformat", "json", "--units", "b", "--nosuffix", "--config", 'report{time_format="%s"}']
     try:
-        told = _run([tool, *words, "-o", fields, *what]).stdout
+        told = run.run([tool, *words, "-o", fields, *what], timeout=TIMEOUT).stdout
     except RunError as error:
         if "not found" in error.stderr or "Failed to find" in error.stderr:
             raise NotFound(f"LVM: {error.stderr.splitlines()[0].strip()}") from None
@@ -318,8 +324,8 @@ class GroupStorage(FlatStorage):
         if lies is None:
             if kind := blockdev.signature(device):
                 raise Refused(f"volume '{base}' is not empty, it holds {kind}; to lose that: wipefs --all {device}")
-            _run(["pvcreate", "-qq", device])
-        _run(["vgcreate", "-qq", self.vg, device])
+            _change("pvcreate", "-qq", device)
+        _change("vgcreate", "-qq", self.vg, device)
 
     def is_remnant(self, found: Logical, kind: tuple[str, str] = _DOOMED) -> bool:
         """Whether a removal that did not come to its end has left this; one on another node may still be at work."""
@@ -344,7 +350,7 @@ class GroupStorage(FlatStorage):
         """Run one of LVM's tools; the last word is a logical volume of the group."""
         *options, own = words
         self._rows = None
-        _run([tool, "-qq", "--yes", *options, f"{self.vg}/{own}"], check=check)
+        _change(tool, "-qq", "--yes", *options, f"{self.vg}/{own}", check=check)
 
     def reach(self, own: str) -> Path:
         """Activate a logical volume; gives its device."""
@@ -379,7 +385,7 @@ class GroupStorage(FlatStorage):
         self.unused(name, found)
         if found.active or blockdev.is_device(self.device(found.name)):
             try:
-                _run(["lvchange", "-qq", "-aln", f"{self.vg}/{found.name}"])
+                _change("lvchange", "-qq", "-aln", f"{self.vg}/{found.name}")
             except RunError as error:
                 raise self.in_use(name, f"somebody: {error.stderr or error}") from None
 
@@ -392,7 +398,7 @@ class GroupStorage(FlatStorage):
         """Run lvcreate or lvextend, with its usual failures in the project's words."""
         self._rows = None
         try:
-            _run([*words[:1], "-qq", "--yes", *words[1:]])
+            _change(*words[:1], "-qq", "--yes", *words[1:])
         except RunError as error:
             if any(text in error.stderr.lower() for text in _FULL_TEXT):
                 raise self.full(size) from None
@@ -433,4 +439,4 @@ class GroupStorage(FlatStorage):
 
     def rename(self, own: str, new: str) -> None:
         self._rows = None
-        _run(["lvrename", "-qq", self.vg, own, new])
+        _change("lvrename", "-qq", self.vg, own, new)

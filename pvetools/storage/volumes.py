@@ -11,7 +11,7 @@ from pvetools.config import datacenter
 from pvetools.options.storage import BandwidthLimits
 from pvetools.storage import access, definition, names, probe, registry
 from pvetools.storage.definition import Definition
-from pvetools.storage.driver import Driver, Snapshot, Source, Space, Volume, Wish
+from pvetools.storage.driver import Confined, Driver, Snapshot, Source, Space, Volume, Wish
 from pvetools.storage.imported import Guest, ImportSource
 from pvetools.storage.remote import Remote
 from pvetools.system import log, paths
@@ -177,13 +177,13 @@ def locate(text: str) -> Path:
 
 
 def volume_id(file: Path) -> str | None:
-    """The volume id of a file on one of the storages; None for foreign files."""
+    """The volume id of a file on one of the storages that this node may use for it; None for foreign files."""
     for storage, found in storages().items():
-        if not registry.serves(found.type) or not found.enabled:
+        if not registry.serves(found.type) or not found.enabled or not found.on_node(paths.node()):
             continue
         driver = registry.driver(found)
         name = driver.name_of(file) if driver.info.files else None
-        if name:
+        if name and driver.parse(name).content in found.content:
             return f"{storage}:{name}"
     return None
 
@@ -392,6 +392,17 @@ def resize(volid: str, size: int) -> None:
     """
     driver, name = ready(volid)
     driver.resize(name, size)
+
+
+def make_room(volid: str, size: int) -> None:
+    """Before QEMU itself grows an image that it uses to ``size`` bytes: see that the image has the space.
+
+    Raises:
+        NotFound. PveError: the storage is full.
+    """
+    driver, name = ready(volid)
+    if isinstance(driver, Confined):
+        driver.make_room(name, size)
 
 
 # Snapshots, base volumes and linked clones.

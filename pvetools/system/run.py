@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple, NoReturn
 
 from pvetools.system.errors import MissingTool, PveError, RunError
@@ -92,8 +92,12 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     pass_fds: Sequence[int] = (),
+    whole: bool = False,
 ) -> Completed:
     """Run a program to its end and collect its output (text; undecodable bytes are kept as surrogates).
+
+    A change that must not end halfway is done ``whole``: signals wait for its end, and whoever kills this process, or
+    what it has started, leaves it alone. One that takes longer than ``timeout`` goes on.
 
     Raises:
         MissingTool: there is no such program.
@@ -102,28 +106,47 @@ def run(
     """
     words = [os.fspath(word) for word in argv]
     data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
-    process = subprocess.Popen(
-        [require(words[0]), *words[1:]],
-        stdin=subprocess.DEVNULL if data is None else subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(env),
-        cwd=cwd,
-        pass_fds=pass_fds,
-        process_group=0,
-    )
-    try:
-        stdout, stderr = process.communicate(data, timeout)
-    except subprocess.TimeoutExpired:
-        _give_up(process)
-        raise PveError(f"command '{words[0]}' did not end within {timeout:g} seconds") from None
-    except BaseException:
-        _give_up(process)
-        raise
+    with signals_held() if whole else contextlib.nullcontext():
+        process = subprocess.Popen(
+            [require(words[0]), *words[1:]],
+            stdin=subprocess.DEVNULL if data is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(env),
+            cwd=cwd,
+            pass_fds=pass_fds,
+            process_group=None if whole else 0,
+            start_new_session=whole,
+        )
+        try:
+            stdout, stderr = process.communicate(data, timeout)
+        except subprocess.TimeoutExpired:
+            late = f"command '{words[0]}' did not end within {timeout:g} seconds"
+            if whole:
+                _going_on.append(process)  # its pipes stay open
+                raise PveError(f"{late}; it goes on as process {process.pid}") from None
+            _give_up(process)
+            raise PveError(late) from None
+        except BaseException:
+            _give_up(process)
+            raise
     result = Completed(stdout.decode("utf-8", "surrogateescape"), stderr.decode("utf-8", "replace"), process.returncode)
     if check and result.code:
         raise RunError(words, result.code, result.stderr or result.stdout)
     return result
+
+
+_going_on: list[subprocess.Popen[bytes]] = []
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Let the signals that ask to end wait until the block has ended."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _give_up(process: subprocess.Popen[bytes]) -> None:

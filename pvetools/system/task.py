@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from pvetools.system import files, lock, log, paths
 from pvetools.system.errors import Interrupted, NotFound, PveError
+from pvetools.system.run import signals_held
 
 KEEP_IN_ACTIVE = 25
 ROTATE_AT = 1 << 20  # bytes of the index; older entries and their logs are dropped after two times as many
@@ -331,14 +332,9 @@ def interruptible() -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> contextlib.AbstractContextManager[None]:
     """Let signals wait until the block has ended: for making something together with noting how it is undone."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return signals_held()
 
 
 def stop(upid: Upid) -> None:

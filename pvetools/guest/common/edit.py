@@ -11,7 +11,7 @@ from pvetools.config import pending as arithmetic
 from pvetools.config.guest import GuestConfig, Section
 from pvetools.guest.common.kind import GuestKind, Making, used_volumes
 from pvetools.schema.core import Record
-from pvetools.system import lock, log
+from pvetools.system import lock
 from pvetools.system.errors import ParamErrors, PveError, Refused
 
 # keys that no user sets or deletes by hand
@@ -52,7 +52,7 @@ def apply(kind: GuestKind, vmid: int, change: Change) -> None:
         _check_rules(kind, current)
         config.save(current)
         undo.pop_all()
-        _free(freed)
+        _free_all(freed)
 
 
 def _wanted(kind: GuestKind, change: Change) -> dict[str, object]:
@@ -185,14 +185,11 @@ def _check_rules(kind: GuestKind, current: GuestConfig) -> None:
         raise ParamErrors(errors)
 
 
-def _free(volids: Sequence[str]) -> None:
-    from pvetools.storage import volumes
+def _free_all(volids: Sequence[str]) -> None:
+    if volids:
+        from pvetools.guest.common import references
 
-    for volid in volids:
-        try:
-            volumes.free(volid)
-        except PveError as error:
-            log.warn(f"can't free volume '{volid}', it stays on the storage: {error}")
+        references.free_all(volids)
 
 
 def apply_pending(kind: GuestKind, current: GuestConfig) -> bool:
@@ -212,5 +209,5 @@ def apply_pending(kind: GuestKind, current: GuestConfig) -> bool:
     for key, text in wanted.items():
         replace_value(kind, current, current.current, key, text)
     config.save(current)
-    _free(freed)
+    _free_all(freed)
     return True

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from pvetools.config import guest as config
-from pvetools.storage import definition, mounts, names, registry
-from pvetools.system import files, paths
-from pvetools.system.errors import PveError
+from pvetools.storage import definition, mounts, names, registry, volumes
+from pvetools.storage.driver import Driver
+from pvetools.system import files, log, paths
+from pvetools.system.errors import PveError, Refused
 
 _SERVED = ("nfs", "cifs", "smb", "ceph", "fuse", "9p")  # file systems of servers
 _LABEL = {"qemu": "VM", "lxc": "CT"}
-_LINE = re.compile(r"^(?!unused)(\w+):[ \t]*(\S.*?)\s*$", re.ASCII | re.MULTILINE)
-# of a disk: a path, or storage and name of a volume
-_PLACE = re.compile(r"\s*(?:[\w-]+=)?(/.*|([a-zA-Z][\w.-]*):(.+))", re.ASCII)
 
 
 def disk_of(volid: str) -> str:
@@ -26,10 +25,31 @@ def disk_of(volid: str) -> str:
     volume = _Volume(volid)
     for vmid, (node, kind) in config.cluster_guests().items():
         text = files.read_text(paths.guest_config(kind, vmid, node)) or ""
-        for key, value in _LINE.findall(text):
-            if any(volume.is_meant(word) for word in value.split(",")):
+        for key, place in config.places(text):
+            if volume.is_at(place):
                 return f"{_LABEL[kind]} {vmid} ({key})"
     return ""
+
+
+def free_all(volids: Iterable[str]) -> None:
+    """Free volumes that were taken out of a configuration, which is saved already.
+
+    One that cannot be freed, or that is still a disk by another of its names, stays, with a warning.
+    """
+    for volid in sorted(volids):
+        try:
+            if user := disk_of(volid):
+                raise Refused(f"it is a disk of {user}")
+            volumes.free(volid, missing_ok=True)
+        except PveError as error:
+            log.warn(f"could not remove volume '{volid}', it stays on the storage: {error}")
+
+
+def is_named(volid: str, sections: Iterable[Mapping[str, str]]) -> bool:
+    """Whether parts of a configuration name a volume, by whatever of its names; also as unused."""
+    volume = _Volume(volid)
+    words = (word for section in sections for text in section.values() for word in text.split(","))
+    return any(volume.is_at(match[1]) for match in map(config.PLACE.fullmatch, words) if match)
 
 
 class _Volume:
@@ -37,27 +57,28 @@ class _Volume:
 
     def __init__(self, volid: str) -> None:
         self.volid, self.own = volid, _own_name(volid)
-        found, damaged = definition.every()
-        self.storages = {storage: registry.driver(known) for storage, known in found.items()}
-        self.damaged = bool(damaged)
+        self.storages: dict[str, Driver] = {}
+        self.others = {*definition.load().ids()}  # damaged ones: what lies there nobody knows
+        for storage, found in definition.every()[0].items():
+            self.others.discard(storage)
+            if registry.serves(found.type):
+                self.storages[storage] = registry.driver(found)
         self.served = [mount.point for mount in mounts.every() if mount.kind.startswith(_SERVED)]
         self.place = self._place(*names.split(volid))
         self.real = os.path.realpath(self.place) if self.place else ""
+        self.near = {"", self._server(self.place), self._server(self.real)}
 
-    def is_meant(self, word: str) -> bool:
-        """Whether a part of a line of a configuration means this volume."""
-        match = _PLACE.fullmatch(word)
-        if not match:
-            return False
-        text, storage, name = match.groups()
-        if text == self.volid:
+    def is_at(self, place: str) -> bool:
+        """Whether a path or a volume id means this volume."""
+        if place == self.volid:
             return True
-        if storage is None:
-            return self._is_at(text)
-        if storage not in self.storages:  # gone, or what stands of it in storage.cfg is damaged
-            return self.damaged and _own_name(text) == self.own and bool(definition.load().get(storage))
+        if place.startswith("/"):
+            return self._leads_here(place)
+        storage, _, name = place.partition(":")
+        if storage not in self.storages:
+            return storage in self.others and _own_name(place) == self.own
         may_be_link = self.storages[storage].info.files
-        return (may_be_link or _own_name(text) == self.own) and self._is_at(self._place(storage, name))
+        return (may_be_link or _own_name(place) == self.own) and self._leads_here(self._place(storage, name))
 
     def _place(self, storage: str, name: str) -> str:
         """The path of a volume; empty when it has none."""
@@ -66,11 +87,16 @@ class _Volume:
         except (PveError, KeyError):
             return ""
 
-    def _is_at(self, path: str) -> bool:
+    def _leads_here(self, path: str) -> bool:
         """Whether a path leads to the volume; mounts of servers, which may hang, are not touched but where it lies."""
-        if not path or not self.real or self._server(path) not in ("", self._server(self.place)):
+        if not path or not self.real or self._server(path) not in self.near:
             return False
-        return os.path.realpath(path) == self.real
+        if os.path.realpath(path) == self.real:
+            return True
+        try:
+            return Path(path).samefile(self.real)  # folders can be mounted at several places
+        except OSError:
+            return False
 
     def _server(self, path: str) -> str:
         """The mount of a server that a path lies below, or nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig
-from pvetools.guest.common import edit
+from pvetools.guest.common import edit, references
 from pvetools.guest.common.kind import GuestKind, used_volumes
 from pvetools.system import lock, log
 from pvetools.system.errors import PveError
@@ -27,9 +27,10 @@ def _update(kind: GuestKind, current: GuestConfig) -> bool:
     from pvetools.storage import volumes
 
     changed = False
-    named = used_volumes(kind, (current.current, current.pending, *current.snapshots.values()))
+    sections = (current.current, current.pending, *current.snapshots.values())
+    named = used_volumes(kind, sections)
     for volid in volumes.owned_by(current.vmid):
-        if volid not in named:
+        if volid not in named and not references.is_named(volid, sections):
             key = edit.add_unused(current.current, volid)
             log.emit(f"{kind.label} {current.vmid} add unreferenced volume '{volid}' as '{key}' to config")
             changed = True

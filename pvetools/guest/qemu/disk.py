@@ -62,6 +62,8 @@ def _grow(vmid: int, disk: str, volid: str, size: int) -> int:
         size = volumes.info(volid).size  # some storages round up
     elif not volumes.can(volid, "resize"):
         raise Refused(f"{disk}: volume '{volid}' can't be resized on its storage")
+    else:
+        volumes.make_room(volid, size)
     if running:
         hypervisor.block_resize(vmid, buses.target(disk), size)
     return size

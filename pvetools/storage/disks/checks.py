@@ -74,8 +74,8 @@ def require_idle(device: Device) -> None:
         )
     if user := _pool_of(device) or blockdev.user_of(device.path) or _guest_of(device):
         raise Refused(f"'{device.path}' is in use by {user}")
-    groups = _groups_on(device)
-    storages.require_unused(lambda found: found.options.vgname in groups)
+    for group in _groups_on(device):
+        storages.require_unused(storages.in_group(group), below=volumegroups.starts(group))
 
 
 def require_free(name: str) -> Device:

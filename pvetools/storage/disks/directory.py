@@ -173,7 +173,7 @@ def remove(name: str, *, config: bool = False, disks: bool = False) -> None:
         text = files.read_text(unit)
         if text is None:
             raise NotFound(f"there is no mount unit '{unit}'")
-        storages.require_unused(on_it)
+        storages.require_unused(on_it, below=[f"{point}/"])
         node = _device_node(parse_unit(text).get("What", "")) if disks else ""
         _systemctl("stop", unit.name)
         if inuse.is_mount_point(point):

@@ -166,13 +166,10 @@ def destroy(name: str, *, config: bool = False, disks: bool = False) -> None:
     Raises:
         NotFound: there is no such group. Refused: it is in use.
     """
-
-    def on_it(found: Definition) -> bool:
-        return found.options.vgname == name
-
+    on_it = storages.in_group(name)
     with checks.locked():
         devices = _devices(name)
-        storages.require_unused(on_it)
+        storages.require_unused(on_it, below=volumegroups.starts(name))
         _require_idle(name, (found.name for found in volumegroups.logicals(name)))
         _remove_group(name)
         log.emit(f"Volume group '{name}' is removed")
@@ -205,7 +202,8 @@ def destroy_thin(group: str, pool: str, *, config: bool = False, disks: bool = F
             raise NotFound(f"there is no thin pool '{pool}' in volume group '{group}'")
         inside = [found.name for found in logicals if found.pool == pool]
         others = [found.name for found in logicals if found.name != pool and found.pool != pool]
-        storages.require_unused(on_it)
+        below = [start + own for own in inside for start in volumegroups.starts(group)]
+        storages.require_unused(on_it, below=below)
         if disks and others:
             raise Refused(f"volume group '{group}' holds more than thin pool '{pool}': {', '.join(others)}")
         _require_idle(group, inside)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pvetools.storage import zfs
+from pvetools.storage import mounts, zfs
 from pvetools.storage.definition import Definition
 from pvetools.storage.disks import checks, facts, storages, table, wipe
-from pvetools.storage.disks.directory import escape
+from pvetools.storage.disks.directory import escape, lies_in
 from pvetools.system import log, run
 from pvetools.system.errors import Exists, NotFound, ParamErrors, PveError, RunError
 
@@ -248,6 +248,11 @@ def _at_boot(word: str, name: str) -> None:
         run.run(["systemctl", word, "--quiet", f"zfs-import@{escape(name)}.service"], timeout=60)
 
 
+def _mounted(name: str) -> list[str]:
+    """Where file systems of a pool are mounted."""
+    return [mount.point for mount in mounts.every() if mount.kind == "zfs" and mount.source.split("/")[0] == name]
+
+
 def destroy(name: str, *, config: bool = False, disks: bool = False) -> None:
     """Destroy a pool with everything in it that is no guest's disk.
 
@@ -259,14 +264,19 @@ def destroy(name: str, *, config: bool = False, disks: bool = False) -> None:
     Raises:
         NotFound: it is not imported. Refused: guests have disks there. Errors of ZFS: it is in use.
     """
+    points = _mounted(name)
+    inside = [lies_in(Path(point)) for point in points]
 
     def on_it(found: Definition) -> bool:
-        return found.type == TYPE and (found.options.pool or "").split("/")[0] == name
+        if found.type == TYPE:
+            return (found.options.pool or "").split("/")[0] == name
+        return any(lies(found) for lies in inside)
 
     with checks.locked():
         if not any(row["name"] == name for row in every()):
             raise NotFound(f"there is no ZFS pool '{name}'")
-        storages.require_unused(on_it)
+        below = [f"/dev/zvol/{name}/", *(f"{point.rstrip('/')}/" for point in points)]
+        storages.require_unused(on_it, below=below)
         nodes = sorted(facts.pools().get(name, ()))
         _destroy(name)
         log.emit(f"ZFS pool '{name}' is destroyed")

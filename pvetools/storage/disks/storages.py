@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from pvetools.config import guest
 from pvetools.storage import defining, definition
@@ -60,28 +59,37 @@ def _present(name: str) -> Definition | None:
         return None
 
 
+def in_group(name: str) -> Match:
+    """Whether a storage lies on a volume group."""
+    return lambda found: found.options.vgname == name
+
+
 def matching(match: Match) -> list[Definition]:
     """The storages of this node that lie on something."""
     return [found for found in definition.every()[0].values() if found.on_node(paths.node()) and match(found)]
 
 
-def require_unused(match: Match) -> None:
+def require_unused(match: Match, *, below: Collection[str] = ()) -> None:
     """Refuse to destroy what guests have disks on: those of this node, and of all nodes where the storage is shared.
+
+    Args:
+        match: whether a storage lies on it. Those whose definition is damaged may.
+        below: what the paths begin with that lie on it, such as ``/dev/GROUP/``.
 
     Raises:
         Refused: naming guest and volume.
     """
-    for found in matching(match):
-        names_it = re.compile(rf"^(?!unused)(\w+): (?:[^\n]*?[,=])?({re.escape(found.id)}:[^,\s]+)", re.MULTILINE)
-        for vmid, (node, kind) in guest.cluster_guests().items():
-            if node != paths.node() and not found.shared:
-                continue
-            text = files.read_text(paths.guest_config(kind, vmid, node)) or ""
-            if named := names_it.search(text):
-                where = "" if node == paths.node() else f" of node '{node}'"
-                raise Refused(
-                    f"volume '{named[2]}' belongs to {_WORD[kind]} {vmid}{where} ({named[1]}); remove that first"
-                )
+    known = definition.every()[0]
+    here = {found.id for found in matching(match)} | (definition.load().ids().keys() - known.keys())
+    shared = {name for name in here if name in known and known[name].shared}
+    for vmid, (node, kind) in guest.cluster_guests().items():
+        mine = node == paths.node()
+        for key, place in guest.places(files.read_text(paths.guest_config(kind, vmid, node)) or ""):
+            storage = place.partition(":")[0]
+            lies_there = place.startswith(tuple(below)) if place.startswith("/") else storage in here
+            if lies_there and (mine or storage in shared):
+                where = "" if mine else f" of node '{node}'"
+                raise Refused(f"volume '{place}' belongs to {_WORD[kind]} {vmid}{where} ({key}); remove that first")
 
 
 def forget(match: Match) -> None:

@@ -95,6 +95,32 @@ def test_rescan_finds_lost_volumes_and_new_sizes(root: Root) -> None:
     assert found["scsi0"] == "local:100/vm-100-disk-0.raw,size=2G"
 
 
+def test_a_disk_by_another_of_its_names_is_neither_unused_nor_removed(root: Root) -> None:
+    folder = root / "var/lib/vz"
+    root.cli("pvesm", "add", "dir", "alias", "--path", folder, "--content", "images", ok=True)
+    create(root, 100, "--scsi0", "local:1", "--scsi1", "local:1")
+    text = root.config(100).read_text()
+    changed = text.replace("scsi1: local:100/", f"scsi1: {folder}/images/100/")
+    assert changed != text
+    root.config(100).write_text(changed)
+    root.cli("qm", "rescan", ok=True)
+    assert root.config(100).read_text() == changed
+    root.config(100).write_text(f"{changed}unused0: alias:100/vm-100-disk-0.raw\n")
+    said = root.cli("qm", "set", 100, "--delete", "unused0", ok=True)
+    assert "'alias:100/vm-100-disk-0.raw', it stays on the storage: it is a disk of VM 100 (scsi0)" in said.stderr
+    assert (folder / "images/100/vm-100-disk-0.raw").exists()
+    assert "unused0" not in config(root)
+
+
+def test_a_path_into_a_storage_is_kept_as_a_volume(root: Root) -> None:
+    folder = root / "var/lib/vz"
+    root.cli("pvesm", "add", "dir", "aaa", "--path", folder, "--content", "images", "--nodes", "other", ok=True)
+    create(root, 100)
+    root.cli("pvesm", "alloc", "local", 100, "vm-100-own.raw", "1M", ok=True)
+    root.cli("qm", "set", 100, "--scsi0", folder / "images/100/vm-100-own.raw", ok=True)
+    assert config(root)["scsi0"] == "local:100/vm-100-own.raw,size=1M"
+
+
 def test_a_replaced_disk_becomes_unused(root: Root) -> None:
     create(root, 100, "--scsi0", "local:1")
     root.cli("qm", "set", 100, "--scsi0", "local:2", ok=True)

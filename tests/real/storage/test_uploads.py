@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import subprocess
@@ -39,6 +40,12 @@ def test_an_upload_replaces_the_file_of_its_name(root: Root, received: Path) -> 
     assert not received.exists()
     assert "UPID:" in ran.stdout
     assert ":imgcopy::root@pam:" in ran.stdout
+
+
+def test_a_template_may_end_in_capitals(root: Root, received: Path) -> None:
+    received.write_bytes(gzip.compress(bytes(1024)))
+    assert upload(root, name="deb.TAR.GZ", content="vztmpl").status == 0
+    assert "tgz" in root.cli("pvesm", "list", "local", "--content", "vztmpl", ok=True).stdout
 
 
 def test_a_sparse_image_stays_sparse(root: Root, received: Path) -> None:

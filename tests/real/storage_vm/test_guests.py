@@ -15,7 +15,7 @@ import pytest
 
 from pvetools.guest.lxc import runtime
 from pvetools.guest.qemu import hypervisor
-from pvetools.storage import volumes
+from pvetools.storage import blockdev, volumes
 from pvetools.system import paths
 from pvetools.system.errors import Refused
 from tests.real.storage_vm import writer
@@ -247,6 +247,8 @@ def test_a_virtual_machine_lives_on_every_storage(store: str, image: Path) -> No
             volumes.free(volid)
         call("set", "/qemu/100/resize", disk="scsi1", size="+256M")
         assert largest_disk() == 1280 * MIB
+        place = volumes.source(empty).path
+        assert not blockdev.is_device(place) or blockdev.size(place) >= 1280 * MIB
         saved = archive(100, mode="snapshot")
         count = written(port, 20)
     call("create", "/qemu/100/status/stop")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvetools.storage import definition
-from pvetools.storage.disks import directory, groups, storages
-from pvetools.system import paths
+from pvetools.storage import definition, mounts, volumegroups
+from pvetools.storage.disks import directory, groups, pools, storages
+from pvetools.system import paths, run
 from pvetools.system.errors import Exists, ParamErrors, Refused
 from pvetools.system.units import GIB, KIB, MIB
 
@@ -117,6 +117,20 @@ def test_what_guests_have_disks_on_is_not_destroyed(root: Path) -> None:
         storages.require_unused(on_vg)
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["scsi0:  store:vm-100-disk-0", "scsi0:store:vm-100-disk-0 ", "scsi0: /dev/data/vm-100-disk-0",
+     "scsi0: /dev/mapper/data-vm--100--disk--0", "scsi0: broken:vm-100-disk-0"],
+)  # fmt: skip
+def test_disks_count_in_whatever_way_guests_name_them(root: Path, line: str) -> None:
+    configured("lvm: store\n\tvgname data\n\nlvm: broken\n\tvgname data\n\tcontent foo\n")
+    (paths.guest_dir("qemu") / "100.conf").write_text(f"memory: 64\n{line}\n")
+    with pytest.raises(Refused, match=r"belongs to VM 100 \(scsi0\)"):
+        storages.require_unused(on_vg, below=volumegroups.starts("data"))
+    (paths.guest_dir("qemu") / "100.conf").write_text("scsi0: /dev/data2/vm-100-disk-0\nunused0: store:vm-100-disk-0\n")
+    storages.require_unused(on_vg, below=volumegroups.starts("data"))
+
+
 def test_guests_of_other_nodes_count_where_the_storage_is_shared(root: Path) -> None:
     folder = paths.guest_dir("qemu", "other")
     folder.mkdir(parents=True)
@@ -148,3 +162,18 @@ def test_a_storage_behind_a_link_into_a_mount_point_lies_on_it(root: Path) -> No
     (root / "link").symlink_to(point / "below")
     configured(f"dir: store\n\tpath {root}/link\n")
     assert [found.id for found in storages.matching(directory.lies_in(point))] == ["store"]
+
+
+def test_directories_on_a_pool_keep_it_as_long_as_guests_have_disks_there(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = run.Completed("tank\t9\t1\t8\t0\t1.00\tONLINE\n", "", 0)
+    monkeypatch.setattr(run, "run", lambda *_, **__: listed)
+    mounted = mounts.Mount(f"{root}/tank/vm", "tank/vm", "zfs", "", "", "/")
+    monkeypatch.setattr(pools.mounts, "every", lambda: [mounted])
+    configured(f"dir: d\n\tpath {root}/tank/vm/images\n")
+    config = paths.guest_config("qemu", 100)
+    for line in ("d:100/vm-100-disk-0.raw", f"{root}/tank/vm/x.raw", "/dev/zvol/tank/vm-100-disk-0"):
+        config.write_text(f"scsi0: {line}\n")
+        with pytest.raises(Refused, match=r"belongs to VM 100 \(scsi0\)"):
+            pools.destroy("tank")

@@ -145,7 +145,7 @@ def test_a_pool_that_stays_is_still_imported_at_boot(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(run, "run", run_)
     monkeypatch.setattr(pools, "IMPORT_UNIT", Path("/"))
-    monkeypatch.setattr(pools.storages, "require_unused", lambda _: None)
+    monkeypatch.setattr(pools.storages, "require_unused", lambda *_, **__: None)
     monkeypatch.setattr(pools.facts, "pools", dict)
     monkeypatch.setattr(pools.checks, "locked", contextlib.nullcontext)
     if gone:

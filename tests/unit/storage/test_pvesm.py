@@ -16,6 +16,7 @@ import pytest
 
 from pvetools.cli import app, pvesh, pvesm
 from pvetools.guest.common import references
+from pvetools.storage import mounts
 from pvetools.system import paths
 
 
@@ -183,6 +184,31 @@ def test_whatever_way_a_guest_names_its_disk_it_stays(
     guest.write_text(f"memory: 64\n{line.replace('@ROOT@', str(root))}\n")
     assert "is a disk of VM 100 (scsi0)" in run("free", "local:100/vm-100-disk-0.raw").err
     assert image.exists()
+
+
+def test_storages_that_are_not_served_keep_nothing_from_being_freed(ok: Callable[..., str], root: Path) -> None:
+    ok("alloc", "local", "100", "", "100")
+    paths.storage_config().write_text("pbs: bak\n\tserver 192.0.2.1\n\tdatastore d\n\tcontent backup\n")
+    guest = paths.guest_config("qemu", 101)
+    guest.parent.mkdir(parents=True, exist_ok=True)
+    guest.write_text("scsi0: bak:100/vm-100-disk-0.raw\n")
+    ok("free", "local:100/vm-100-disk-0.raw")
+
+
+def test_a_disk_behind_a_link_to_a_server_stays(
+    ok: Callable[..., str], run: Callable[..., Ran], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "nas").mkdir()
+    (root / "link").symlink_to("nas")
+    paths.storage_config().write_text(
+        "".join(f"dir: {name}\n\tpath {root}/{name}\n\tcontent images\n\n" for name in ("nas", "link"))
+    )
+    ok("alloc", "nas", "100", "", "100")
+    guest = paths.guest_config("qemu", 100)
+    guest.parent.mkdir(parents=True, exist_ok=True)
+    guest.write_text("scsi0: nas:100/vm-100-disk-0.raw\n")
+    monkeypatch.setattr(mounts, "every", lambda: [mounts.Mount(f"{root}/nas", "nas:/x", "nfs4", "", "", "/")])
+    assert "is a disk of VM 100 (scsi0)" in run("free", "link:100/vm-100-disk-0.raw").err
 
 
 def test_a_folder_at_the_place_of_an_image_stays(run: Callable[..., Ran], root: Path) -> None:

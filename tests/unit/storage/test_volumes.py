@@ -139,6 +139,13 @@ def test_an_existing_name_is_not_overwritten(local: Path) -> None:
     assert volumes.path(volid).read_bytes() == b"data"
 
 
+def test_a_name_is_not_free_as_long_as_parts_of_its_image_are_there(local: Path) -> None:
+    """An interrupted snapshot may have left them."""
+    put(local, "images/100/snap-old-vm-100-disk-0.qcow2")
+    put(local, "images/100/.vm-100-disk-1.qcow2.new")
+    assert volumes.alloc("local", 100, MIB) == "local:100/vm-100-disk-2.raw"
+
+
 def test_a_dangling_link_is_not_followed_when_a_volume_is_made(local: Path, tmp_path: Path) -> None:
     volumes.alloc("local", 100, MIB)
     (local / "images/100/vm-100-disk-5.raw").symlink_to(tmp_path / "elsewhere")

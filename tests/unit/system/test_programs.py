@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,3 +128,32 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
         return ""
+
+
+WHOLE = """\
+import sys
+from pvetools.system import run
+run.run(["sh", "-c", "echo > $0/begun; sleep 0.3; echo > $0/done", sys.argv[1]], whole=True, timeout=float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_change_is_brought_to_its_end_whoever_is_asked_to_end(tmp_path: Path, number: int) -> None:
+    process = subprocess.Popen([sys.executable, "-c", WHOLE, tmp_path, "60"], start_new_session=True)
+    until(lambda: (tmp_path / "begun").exists())
+    os.killpg(process.pid, number)
+    assert process.wait(20) != 0
+    until(lambda: (tmp_path / "done").exists())
+
+
+def test_a_change_that_takes_too_long_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(PveError, match=r"'sh' did not end within 0.1 seconds; it goes on as process \d+"):
+        run.run(["sh", "-c", "sleep 0.3; echo > $0/done", tmp_path], whole=True, timeout=0.1)
+    until(lambda: (tmp_path / "done").exists())
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline, "not within 20 s"
+        time.sleep(0.01)
