@@ -98,8 +98,8 @@ def _of_kind(kind: str) -> Iterator[Guest]:
             kind,
             place.up or 0,
             place.down,
-            section.get("onboot") == "1",
-            section.get("template") == "1",
+            config.is_on(section, "onboot"),
+            config.is_on(section, "template"),
             listed.get("status") != "stopped",
         )
 

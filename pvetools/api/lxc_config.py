@@ -158,7 +158,9 @@ def vm_update(params: UpdateParams) -> None:
 
 def _check_fixed(params: UpdateParams, before: dict[str, str]) -> None:
     """Owners of all files depend on the id map: it cannot change afterwards."""
-    now = before.get("unprivileged") == "1"
+    from pvetools.config.guest import is_on
+
+    now = is_on(before, "unprivileged")
     if "unprivileged" in params.delete or ("unprivileged" in params.given and params.unprivileged != now):
         raise ParamErrors({"unprivileged": "cannot be changed after creation; back the container up and restore it"})
 

@@ -285,6 +285,8 @@ def _work(run: Run) -> None:
     run.journal = journal.begin(run.vmid, run.kind, run.job.owner)
     try:
         run.config = config.set_lock(run.kind, run.vmid, "backup")
+        if run.engine and run.engine.is_running(run.vmid) != run.running:
+            raise PveError(f"{label} {run.vmid} was {'stopped' if run.running else 'started'} just now")
         run.work = _make_work_folder(run, engine)
         _prepare(run, engine)
         engine.archive(run)

@@ -19,12 +19,12 @@ from pvetools.backup.journal import Journal
 from pvetools.backup.progress import Progress
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig, Section
-from pvetools.guest.qemu import buses, hypervisor, lifecycle
+from pvetools.guest.qemu import buses, host, hypervisor, lifecycle
 from pvetools.guest.qemu.lifecycle import StartOptions
 from pvetools.options.backup import Fleecing
 from pvetools.options.qemu import Agent, QemuOptions
 from pvetools.system import files, nbd, paths
-from pvetools.system.errors import NotFound, PveError
+from pvetools.system.errors import PveError
 from pvetools.system.streams import Source
 from pvetools.system.units import format_size
 
@@ -295,14 +295,12 @@ def _resolved(key: str, drive: Any) -> Chosen:
     """
     from pvetools.storage import volumes
 
+    said = getattr(drive, "format_", None)  # as the machine is started with it
     if drive.file.startswith("/"):
-        path = Path(drive.file)
-        if not path.exists():
-            raise NotFound(f"disk '{key}': no such file or device '{path}'")
-        return Chosen(key, drive.file, "", getattr(drive, "format_", None) or "raw", path, 0)
+        return Chosen(key, drive.file, "", said or host.source(key, drive).format, Path(drive.file), 0)
     found, size = volumes.source(drive.file), volumes.info(drive.file).size
     place = found.url or found.path
-    return Chosen(key, drive.file, drive.file.partition(":")[0], found.format, place, size, found.options)
+    return Chosen(key, drive.file, drive.file.partition(":")[0], said or found.format, place, size, found.options)
 
 
 def _tell_left_out(current: GuestConfig) -> None:

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pvetools.backup import extract, signals
-from pvetools.backup.restore_qemu import STDIN
+from pvetools.backup.restore_qemu import STDIN, gives_room, is_owned
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig, Section
-from pvetools.guest.common import edit, references, rescan
+from pvetools.guest.common import edit, rescan
 from pvetools.guest.common.kind import Making, used_volumes
 from pvetools.guest.lxc import hosting, idmap, kind, mounts, tar
 from pvetools.guest.lxc.idmap import IdMap
@@ -103,11 +103,15 @@ def _check_target(request: Request) -> bool:
         raise Exists(f"unable to restore CT {vmid} - CT {vmid} already exists; replace it with --force")
     current = config.load("lxc", vmid)
     config.check_lock(current)
-    if LXC.is_running(vmid):
-        raise Refused(f"unable to restore CT {vmid} - CT is running; stop it with: pct stop {vmid}")
-    if current.current.get("protection") == "1":
+    _require_stopped(vmid)
+    if config.is_on(current.current, "protection"):
         raise Refused(f"unable to restore CT {vmid} - protection mode enabled")
     return True
+
+
+def _require_stopped(vmid: int) -> None:
+    if LXC.is_running(vmid):
+        raise Refused(f"unable to restore CT {vmid} - CT is running; stop it with: pct stop {vmid}")
 
 
 # -- the archive -------------------------------------------------------------------------------------------------------
@@ -168,7 +172,7 @@ def make_plan(request: Request, archived: GuestConfig, firewall: str) -> Plan:
     unprivileged = given.get("unprivileged") or archived.current.get("unprivileged", "0")
     if unprivileged == "1" or "unprivileged" in {**given, **archived.current}:
         texts["unprivileged"] = unprivileged
-    if archived.current.get("template") == "1":
+    if config.is_on(archived.current, "template"):
         log.warn("the backup is that of a template; it is restored as an ordinary container")
     for key in [key for key in texts if re.fullmatch(r"net[0-9]+", key)]:
         texts[key] = _nic(texts[key], unique=request.unique)
@@ -254,7 +258,8 @@ class _Restore:
                 with task.uninterrupted():
                     config.set_lock("lxc", vmid, "create")
                     undo.callback(config.clear_lock, "lxc", vmid, "create")
-                if not self._has_room():
+                _require_stopped(vmid)  # it may have been starting when it was looked at first
+                if self._needs_room():
                     log.warn("no room for the old and the new volumes at the same time: the old ones are removed first")
                     self._free_old()
             else:
@@ -267,7 +272,7 @@ class _Restore:
             with signals.Shield().up():  # from here on there is no way back, only forward
                 old = self._take_over()
                 undo.pop_all()
-                references.free_all(old)
+                edit.free_replaced(LXC, vmid, old)
 
     def _forget_new(self) -> None:
         vmid = self.request.vmid
@@ -276,15 +281,14 @@ class _Restore:
 
     # -- volumes ---------------------------------------------------------------------------------------------------
 
-    def _has_room(self) -> bool:
-        """Whether every storage could take the new volumes beside the old ones, even when full."""
+    def _needs_room(self) -> bool:
+        """Whether the new volumes, even when full, fit only where the old ones were."""
         needed: dict[str, float] = {}
         for value in self.plan.volumes.values():
             storage, _, size = value.volume.partition(":")
             if re.fullmatch(r"[0-9.]+", size):
                 needed[storage] = needed.get(storage, 0) + float(size) * GIB
-        spaces = {storage: volumes.status(storage)[0].space for storage in needed}
-        return all(space is not None and space.avail >= needed[storage] for storage, space in spaces.items())
+        return gives_room(needed, _to_free(self.request.vmid, config.load("lxc", self.request.vmid)))
 
     def _free_old(self) -> None:
         vmid = self.request.vmid
@@ -297,7 +301,7 @@ class _Restore:
             current.snapshots.clear()
             current.current.pop("parent", None)
             config.save(current)
-        references.free_all(old)
+        edit.free_replaced(LXC, vmid, old)
 
     def _make_volumes(self, undo: contextlib.ExitStack) -> None:
         vmid = self.request.vmid
@@ -335,16 +339,16 @@ class _Restore:
         fresh = Section({**plan.section, **self.made, **plan.host_mounts}, plan.section.lxc)
         with lock.guest_lock(vmid):
             current = config.load("lxc", vmid)
-            old = _to_free(vmid, current) if self.replaced else set()
+            old = _to_free(vmid, current) - {*LXC.volumes(fresh).values()} if self.replaced else set()
             for key, volid in sorted(LXC.volumes(current.current).items()):
                 if key.startswith("unused"):
                     edit.add_unused(fresh, volid)
             current.current, current.pending = fresh, Section()
             current.snapshots, current.special, current.unknown, current.problems = {}, {}, {}, []
-            config.save(current)
             if plan.firewall:
                 paths.firewall_config(vmid).parent.mkdir(parents=True, exist_ok=True)
                 files.write_atomic(paths.firewall_config(vmid), plan.firewall)
+            config.save(current)  # last: with it there is no way back
         return old
 
 
@@ -352,4 +356,4 @@ def _to_free(vmid: int, current: GuestConfig) -> set[str]:
     """Volumes of the container that is replaced, without those that it did not use."""
     named = used_volumes(LXC, (current.current, current.pending, *current.snapshots.values()))
     unused = {volid for key, volid in LXC.volumes(current.current).items() if key.startswith("unused")}
-    return {volid for volid in named - unused if volumes.owner(volid) == vmid}
+    return {volid for volid in named - unused if is_owned(volid, vmid)}

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pvetools.backup import extract, signals, vma, vmconf
 from pvetools.backup.vma_format import Device
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig
-from pvetools.guest.common import edit, references, rescan
+from pvetools.guest.common import edit, rescan
 from pvetools.guest.common.kind import used_volumes
 from pvetools.guest.qemu.kind import QEMU
 from pvetools.network import mac
@@ -113,11 +113,15 @@ def _check_target(request: Request) -> bool:
         raise Exists(f"unable to restore VM {vmid} - VM {vmid} already exists; replace it with --force")
     current = config.load("qemu", vmid)
     config.check_lock(current)
-    if QEMU.is_running(vmid):
-        raise Refused(f"unable to restore VM {vmid} - VM is running; stop it with: qm stop {vmid}")
-    if current.current.get("protection") == "1":
+    _require_stopped(vmid)
+    if config.is_on(current.current, "protection"):
         raise Refused(f"unable to restore VM {vmid} - protection mode enabled")
     return True
+
+
+def _require_stopped(vmid: int) -> None:
+    if QEMU.is_running(vmid):
+        raise Refused(f"unable to restore VM {vmid} - VM is running; stop it with: qm stop {vmid}")
 
 
 def plan(text: str, devices: Sequence[Device], storage: str) -> list[Slot]:
@@ -159,7 +163,8 @@ class _Restore:
                 with task.uninterrupted():
                     config.set_lock("qemu", vmid, "create")
                     undo.callback(config.clear_lock, "qemu", vmid, "create")
-                if not self._has_room():
+                _require_stopped(vmid)  # it may have been starting when it was looked at first
+                if self._needs_room():
                     log.warn("no room for the old and the new disks at the same time: the old ones are removed first")
                     self._free_old()
             else:
@@ -174,7 +179,7 @@ class _Restore:
             with signals.Shield().up():  # from here on there is no way back, only forward
                 old = self._take_over()
                 undo.pop_all()
-                references.free_all(old)
+                edit.free_replaced(QEMU, vmid, old)
 
     def _forget_new(self) -> None:
         with lock.guest_lock(self.request.vmid):
@@ -182,16 +187,13 @@ class _Restore:
 
     # -- disks -----------------------------------------------------------------------------------------------------
 
-    def _has_room(self) -> bool:
-        """Whether every storage could take the new disks beside the old ones, even if they had no holes."""
+    def _needs_room(self) -> bool:
+        """Whether the new disks, even if they have no holes, fit only where the old ones were."""
         needed: dict[str, int] = {}
         for slot in self.slots:
             needed[slot.storage] = needed.get(slot.storage, 0) + slot.size
-        for storage, size in needed.items():
-            space = volumes.status(storage)[0].space
-            if space is None or space.avail < size:
-                return False
-        return True
+        current = config.load("qemu", self.request.vmid)
+        return gives_room(needed, _to_free(current, {slot.key for slot in self.slots}))
 
     def _free_old(self) -> None:
         """Remove what will be replaced before there is a replacement."""
@@ -205,7 +207,7 @@ class _Restore:
             current.snapshots.clear()
             current.current.pop("parent", None)
             config.save(current)
-        references.free_all(old)
+        edit.free_replaced(QEMU, vmid, old)
 
     def _allocate(self, undo: contextlib.ExitStack) -> None:
         vmid = self.request.vmid
@@ -258,11 +260,11 @@ class _Restore:
             current.current, current.pending = fresh.current, fresh.pending
             current.snapshots, current.special, current.unknown = {}, {}, {}
             current.problems = []
-            config.save(current)
             firewall = self.reader.configs.get(vmconf.FIREWALL_NAME)
             if firewall is not None:
                 paths.firewall_config(vmid).parent.mkdir(parents=True, exist_ok=True)
                 files.write_atomic(paths.firewall_config(vmid), firewall)
+            config.save(current)  # last: with it there is no way back
         return old
 
     def _configuration(self) -> GuestConfig:
@@ -274,8 +276,9 @@ class _Restore:
         fresh.snapshots.clear()
         fresh.pending.clear()
         fresh.current.update(self.request.overrides)
-        if fresh.current.pop("template", "0") == "1":
+        if config.is_on(fresh.current, "template"):
             log.warn("the backup is that of a template; it is restored as an ordinary virtual machine")
+        fresh.current.pop("template", None)
         return fresh
 
 
@@ -289,9 +292,9 @@ def _storage_of(text: str, key: str) -> str:
 
 
 def _owned(vmid: int, current: GuestConfig) -> set[str]:
-    """Volumes that belong to the machine and that its configuration names."""
+    """Volumes that belong to the machine, as far as that is known, and that its configuration names."""
     named = used_volumes(QEMU, (current.current, current.pending, *current.snapshots.values()))
-    return {volid for volid in named if volumes.owner(volid) == vmid}
+    return {volid for volid in named if is_owned(volid, vmid) is not False}
 
 
 def _to_free(current: GuestConfig, keys: set[str]) -> set[str]:
@@ -299,7 +302,38 @@ def _to_free(current: GuestConfig, keys: set[str]) -> set[str]:
     found = QEMU.volumes(current.current)
     old = {volid for key, volid in found.items() if key in keys or key == "vmstate"}
     states = {part["vmstate"] for part in current.snapshots.values() if "vmstate" in part}
-    return {volid for volid in old | states if volumes.owner(volid) == current.vmid}
+    return {volid for volid in old | states if is_owned(volid, current.vmid)}
+
+
+def gives_room(needed: Mapping[str, float], old: Iterable[str]) -> bool:
+    """Whether storages have the space that is needed only when some volumes are gone. They stay where that is no help.
+
+    Args:
+        needed: bytes by storage.
+        old: volume ids.
+    """
+    freed: dict[str, int] = {}
+    for volid in old:
+        with contextlib.suppress(PveError):
+            found = volumes.info(volid)
+            storage = volid.partition(":")[0]
+            freed[storage] = freed.get(storage, 0) + (found.used or found.size)
+    short = False
+    for storage, size in needed.items():
+        space = volumes.status(storage)[0].space
+        avail = space.avail if space else 0
+        if avail + freed.get(storage, 0) < size:
+            return False
+        short = short or avail < size
+    return short
+
+
+def is_owned(volid: str, vmid: int) -> bool | None:
+    """Whether a volume belongs to a guest; None where nobody knows, as its storage is gone."""
+    try:
+        return volumes.owner(volid) == vmid
+    except PveError:
+        return None
 
 
 class Progress:

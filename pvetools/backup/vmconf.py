@@ -18,6 +18,8 @@ NAME = "qemu-server.conf"
 FIREWALL_NAME = "qemu-server.fw"
 
 _DRIVE = re.compile(r"((?:ide|sata|scsi|virtio)[0-9]+|efidisk0|tpmstate0):\s*(.+?)\s*")
+_OFF = re.compile(r"backup=(?:0|no|off|false)", re.IGNORECASE)
+_OF_GUEST = re.compile(r"(?:file=|volume=)?[a-zA-Z][\w.-]*:(?:[^,]*/)?(?:vm|base)-\d+-", re.ASCII)
 _NOT_STORED = re.compile(r"(?:lock|parent|unused[0-9]+):|#(?:vzdump|qmdump)#")
 _MAP = re.compile(r"#qmdump#map:([^\s:]+):([^\s:]+):([^\s:]*):([^\s:]*):\s*")
 
@@ -101,10 +103,10 @@ def _rewritten_line(line: str, how: Rewrite) -> str:
 def _rewritten_drive(line: str, key: str, value: str, volumes: Mapping[str, str]) -> str:
     parts = value.split(",")
     names = [part.partition("=")[0] for part in parts]
-    if any(part in ("backup=0", "backup=no", "backup=off", "backup=false") for part in parts):
+    if any(_OFF.fullmatch(part) for part in parts):
         return f"#{line}"
     if key not in volumes:
-        return line
+        return f"#{line}" if _OF_GUEST.match(value) and "media=cdrom" not in parts else line
     kept = [part for part, name in zip(parts, names, strict=True) if name not in ("file", "volume", "format")]
     if kept and "=" not in kept[0]:
         del kept[0]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pvetools.schema.kinds import boolean
 from pvetools.system import files, lock, paths
 from pvetools.system.errors import ConfigError, DigestMismatch, Exists, Locked, NotFound, PveError
 
@@ -539,6 +540,14 @@ def places(text: str) -> Iterator[tuple[str, str]]:
         for word in value.split(","):
             if match := PLACE.fullmatch(word):
                 yield key, match[1]
+
+
+def is_on(section: Mapping[str, str], key: str) -> bool:
+    """Whether a switch is on, in whatever way it is written; what is no boolean is not."""
+    try:
+        return bool(boolean.parse(section.get(key, "0")))
+    except ValueError:
+        return False
 
 
 def lock_kinds(kind: str) -> tuple[str, ...]:

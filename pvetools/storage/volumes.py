@@ -408,6 +408,24 @@ def make_room(volid: str, size: int) -> None:
 # Snapshots, base volumes and linked clones.
 
 
+def clones_of(volid: str) -> list[str]:
+    """The linked clones of a base volume, as far as the list of its storage tells; of other volumes there are none.
+
+    Raises:
+        As ``list_volumes``.
+    """
+    parsed = parse(volid)
+    if not parsed.is_base:
+        return []
+    storage, own = names.split(volid)[0], parsed.name
+    found = [row for row in list_volumes(storage, GUEST_CONTENT) if row.volid != volid]
+    return [
+        row.volid
+        for row in found
+        if own in (*names.split(row.volid)[1].split("/")[:-1], *row.parent.replace("@", "/").split("/"))
+    ]
+
+
 def can(volid: str, what: str) -> bool:
     """Whether a volume's storage offers ``snapshot``, ``base``, ``resize`` or ``online_resize`` for its format.
 

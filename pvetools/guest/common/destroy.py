@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
 
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig
@@ -42,6 +43,7 @@ def destroy(
         others = set(volumes.owned_by(vmid)) - owned
         if unreferenced:
             owned, others = owned | others, set()
+        _check_no_clones(vmid, owned)
         for volid in sorted(owned):
             _free(vmid, volid)
         for volid in sorted(others):
@@ -54,6 +56,18 @@ def destroy(
         config.remove(kind.name, vmid)
 
 
+def _check_no_clones(vmid: int, volids: Iterable[str]) -> None:
+    """Refuse to begin with a template on which linked clones lie."""
+    from pvetools.storage import volumes
+
+    for volid in sorted(volids):
+        clones: list[str] = []
+        with contextlib.suppress(PveError):  # a storage that is gone
+            clones = volumes.clones_of(volid) if volumes.owner(volid) == vmid else []
+        if clones:
+            raise Refused(f"base volume '{volid}' is still in use by linked clone '{clones[0]}'")
+
+
 def check_destroyable(kind: GuestKind, current: GuestConfig, *, skip_lock: bool = False) -> None:
     """Refuse to remove a guest that is locked, protected or running.
 
@@ -62,7 +76,7 @@ def check_destroyable(kind: GuestKind, current: GuestConfig, *, skip_lock: bool 
     """
     if not skip_lock:
         config.check_lock(current)
-    if current.current.get("protection") == "1":
+    if config.is_on(current.current, "protection"):
         raise Refused(f"can't remove {kind.label} {current.vmid} - protection mode enabled")
     if kind.is_running(current.vmid):
         raise Refused(f"{kind.label} {current.vmid} is running - destroy failed; stop it with: "
@@ -71,11 +85,15 @@ def check_destroyable(kind: GuestKind, current: GuestConfig, *, skip_lock: bool 
 
 def _free(vmid: int, volid: str) -> None:
     """Free one volume; what cannot be freed is named and stays, as Proxmox VE does."""
+    from pvetools.guest.common import references
     from pvetools.storage import volumes
 
     try:
-        if volumes.owner(volid) == vmid:
-            volumes.free(volid, missing_ok=True)
+        if volumes.owner(volid) != vmid:
+            return
+        if user := references.disk_of(volid, but=vmid):
+            raise Refused(f"it is a disk of {user}")
+        volumes.free(volid, missing_ok=True)
     except PveError as error:
         log.warn(f"could not remove volume '{volid}', it stays on the storage: {error}")
 

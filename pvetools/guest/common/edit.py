@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -52,7 +52,7 @@ def apply(kind: GuestKind, vmid: int, change: Change) -> None:
         _check_rules(kind, current)
         config.save(current)
         undo.pop_all()
-        _free_all(freed)
+        _free_all(current, freed)
 
 
 def _wanted(kind: GuestKind, change: Change) -> dict[str, object]:
@@ -70,7 +70,7 @@ def _check_delete(kind: GuestKind, current: GuestConfig, change: Change, values:
             errors[key] = "can't set and delete or revert the same option in one call"
     if errors:
         raise ParamErrors({"delete": "; ".join(f"'{key}': {why}" for key, why in errors.items())})
-    if "protection" not in change.delete and current.current.get("protection") == "1":
+    if "protection" not in change.delete and config.is_on(current.current, "protection"):
         touched = [key for key in change.delete if key in kind.volumes(current.current)]
         if touched:
             raise Refused(f"can't remove disk '{touched[0]}' - protection mode is enabled for guest {current.vmid}")
@@ -113,9 +113,10 @@ def _drop(kind: GuestKind, current: GuestConfig, key: str, *, force: bool) -> li
     del current.current[key]
     if volid is None or volid in used_volumes(kind, (current.current, *current.snapshots.values())):
         return []
+    owned = _owns(current.vmid, volid)
     if force or key.startswith("unused"):
-        return [volid] if _owns(current.vmid, volid) else []
-    if _owns(current.vmid, volid):
+        return [volid] if owned else []
+    if owned is not False:
         add_unused(current.current, volid)
     return []
 
@@ -132,10 +133,14 @@ def add_unused(section: Section, volid: str) -> str:
     raise PveError(f"no free 'unused' entry for volume '{volid}' (at most {MAX_UNUSED})")
 
 
-def _owns(vmid: int, volid: str) -> bool:
+def _owns(vmid: int, volid: str) -> bool | None:
+    """Whether a volume belongs to a guest; None where nobody knows, as its storage is gone."""
     from pvetools.storage import volumes
 
-    return volumes.owner(volid) == vmid
+    try:
+        return volumes.owner(volid) == vmid
+    except PveError:
+        return None
 
 
 def _set(kind: GuestKind, current: GuestConfig, texts: Mapping[str, str], *, running: bool) -> None:
@@ -164,7 +169,7 @@ def replace_value(kind: GuestKind, current: GuestConfig, section: Section, key: 
     before = kind.volumes(section).get(key)
     section[key] = text
     still = used_volumes(kind, (current.current, current.pending, *current.snapshots.values()))
-    if before and before not in still and _owns(current.vmid, before):
+    if before and before not in still and _owns(current.vmid, before) is not False:
         add_unused(current.current, before)
     now = kind.volumes(section).get(key)
     for name in [name for name in current.current if name.startswith("unused") and current.current[name] == now]:
@@ -185,11 +190,21 @@ def _check_rules(kind: GuestKind, current: GuestConfig) -> None:
         raise ParamErrors(errors)
 
 
-def _free_all(volids: Sequence[str]) -> None:
+def _free_all(current: GuestConfig, volids: Sequence[str]) -> None:
+    """Free volumes that the file names no more; those that can't be freed get their entry back."""
     if volids:
         from pvetools.guest.common import references
 
-        references.free_all(volids)
+        if left := references.free_all(volids):
+            for volid in left:
+                add_unused(current.current, volid)
+            config.save(current)
+
+
+def free_replaced(kind: GuestKind, vmid: int, volids: Collection[str]) -> None:
+    """Free what a guest had before it was replaced, like ``_free_all``."""
+    with lock.guest_lock(vmid):
+        _free_all(config.load(kind.name, vmid), sorted(volids))
 
 
 def apply_pending(kind: GuestKind, current: GuestConfig) -> bool:
@@ -209,5 +224,5 @@ def apply_pending(kind: GuestKind, current: GuestConfig) -> bool:
     for key, text in wanted.items():
         replace_value(kind, current, current.current, key, text)
     config.save(current)
-    _free_all(freed)
+    _free_all(current, freed)
     return True

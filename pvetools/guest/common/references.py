@@ -10,20 +10,22 @@ from pvetools.config import guest as config
 from pvetools.storage import definition, mounts, names, registry, volumes
 from pvetools.storage.driver import Driver
 from pvetools.system import files, log, paths
-from pvetools.system.errors import PveError, Refused
+from pvetools.system.errors import PveError
 
 _SERVED = ("nfs", "cifs", "smb", "ceph", "fuse", "9p")  # file systems of servers
 _LABEL = {"qemu": "VM", "lxc": "CT"}
 
 
-def disk_of(volid: str) -> str:
+def disk_of(volid: str, *, but: int = 0) -> str:
     """The guest and key that use a volume as a disk, such as ``VM 100 (scsi0)``; empty when none does.
 
     ``unusedN`` entries do not count. Snapshots and pending changes do, and every name that leads to the volume: paths,
-    links, linked clones with and without their base, storages on one folder.
+    links, linked clones with and without their base, storages on one folder. ``but``: a guest that does not count.
     """
     volume = _Volume(volid)
     for vmid, (node, kind) in config.cluster_guests().items():
+        if vmid == but:
+            continue
         text = files.read_text(paths.guest_config(kind, vmid, node)) or ""
         for key, place in config.places(text):
             if volume.is_at(place):
@@ -31,18 +33,25 @@ def disk_of(volid: str) -> str:
     return ""
 
 
-def free_all(volids: Iterable[str]) -> None:
+def free_all(volids: Iterable[str]) -> list[str]:
     """Free volumes that were taken out of a configuration, which is saved already.
 
     One that cannot be freed, or that is still a disk by another of its names, stays, with a warning.
+
+    Returns:
+        Those that stay, and that no guest has as a disk.
     """
+    left: list[str] = []
     for volid in sorted(volids):
         try:
             if user := disk_of(volid):
-                raise Refused(f"it is a disk of {user}")
+                log.warn(f"could not remove volume '{volid}', it stays on the storage: it is a disk of {user}")
+                continue
             volumes.free(volid, missing_ok=True)
         except PveError as error:
             log.warn(f"could not remove volume '{volid}', it stays on the storage: {error}")
+            left.append(volid)
+    return left
 
 
 def is_named(volid: str, sections: Iterable[Mapping[str, str]]) -> bool:

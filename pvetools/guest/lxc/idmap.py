@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from pvetools.config.guest import is_on
 from pvetools.system import files
 from pvetools.system.errors import PveError
 
@@ -90,7 +91,7 @@ def of(section: Mapping[str, str], raw: Iterable[tuple[str, str]]) -> IdMap:
     check(entries)
     if entries:
         return IdMap(entries)
-    return DEFAULT if section.get("unprivileged") == "1" else IdMap()
+    return DEFAULT if is_on(section, "unprivileged") else IdMap()
 
 
 def parse(text: str) -> list[Entry]:

@@ -57,7 +57,7 @@ def start_locked(current: GuestConfig, *, debug: bool = False) -> None:
     Raises:
         As ``start``.
     """
-    if current.current.get("template") == "1":
+    if config.is_on(current.current, "template"):
         raise Refused(f"CT {current.vmid} is a template; clone it")
     from pvetools.guest.lxc.kind import LXC
 

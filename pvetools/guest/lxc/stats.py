@@ -54,7 +54,7 @@ def _row(vmid: int, section: Mapping[str, str], *, running: bool) -> dict[str, A
         "uptime": 0, "mem": 0, "swap": 0, "cpu": 0, "disk": 0, "diskread": 0, "diskwrite": 0, "netin": 0, "netout": 0,
     }  # fmt: skip
     row |= {key: section[key] for key in ("lock", "tags") if section.get(key)}
-    if section.get("template") == "1":
+    if config.is_on(section, "template"):
         row["template"] = 1
     return row | _use(vmid, section, row["cpus"]) if running else row
 

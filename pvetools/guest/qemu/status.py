@@ -74,7 +74,7 @@ def _row(vmid: int, section: Mapping[str, str], pid: int) -> dict[str, Any]:
     for key in ("lock", "tags"):
         if key in section:
             row[key] = section[key]
-    if section.get("template") == "1":
+    if config.is_on(section, "template"):
         row["template"] = 1
     if any(key.startswith("serial") and value == "socket" for key, value in section.items()):
         row["serial"] = 1

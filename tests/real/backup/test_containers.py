@@ -281,6 +281,17 @@ def test_force_replaces_a_container_and_an_id_in_use_is_kept_otherwise(ct: Root,
     assert "CT is running" in running_one.stderr
 
 
+def test_a_lost_volume_is_there_again_after_a_restore(ct: Root, archive: Path) -> None:
+    """The new one has the name of the old one, which was gone."""
+    lost = ct.path / "var/lib/vz/images/100" / conf(100)["rootfs"].partition(",")[0].rpartition("/")[2]
+    lost.rename(ct.path / "lost")
+    ct.cli("pct", "restore", 100, archive, "--force", 1, ok=True)
+    assert lost.exists()
+    assert lost.name in (ct / "etc/pve/lxc/100.conf").read_text()
+    with tree(100) as (place, _):
+        assert (place / "srv/data/plain").exists()
+
+
 def test_given_volumes_replace_those_of_the_archive(ct: Root, archive: Path) -> None:
     ct.cli("pct", "restore", 101, archive, "--rootfs", "0.1", "--unprivileged", 0, "--memory", 96, "--hostname", "new",
            ok=True)  # fmt: skip

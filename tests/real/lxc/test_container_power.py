@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -24,8 +25,10 @@ def state(root: Root) -> str:
     return root.cli("pct", "status", 101, ok=True).stdout.removeprefix("status: ").strip()
 
 
-def control_groups() -> list[Path]:
-    return [path for path in GROUPS.glob("**/lxc*/*-101")]
+def control_groups(root: Root) -> list[Path]:
+    """Those of this root's container; other programs of the host may have some of that id."""
+    tag = f"{crc32(os.path.realpath(root.path).encode()):08x}"
+    return [path for path in GROUPS.glob("**/lxc*/*-101") if path.name.endswith(f"{tag}-101")]
 
 
 def monitor(root: Root, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -43,13 +46,14 @@ def test_from_creation_to_destruction(small: Callable[..., Root], kind: str, unp
         uid = root.cli("pct", "exec", 101, "--", "stat", "-c", "%u", "/etc/hostname", ok=True).stdout
         assert uid == "0\n"
         assert root.containers() == ["101"]
+        assert control_groups(root)
         assert root.mounts() == []  # the host sees none of them
         root.cli("pct", "stop", 101, ok=True)
         assert root.running() == {}
     root.cli("pct", "destroy", 101, ok=True)
     assert not root.config(101).exists()
     assert list((root / "var/lib/vz/images").iterdir()) == [] == list((root / "var/lib/lxc").iterdir())
-    assert control_groups() == []
+    assert control_groups(root) == []
 
 
 def test_data_survive_restarts(small: Callable[..., Root]) -> None:
@@ -134,7 +138,7 @@ def test_a_container_that_ends_by_itself_leaves_nothing(small: Callable[..., Roo
     root.cli("pct", "exec", 101, "--", "poweroff")
     until(lambda: state(root) == "stopped", "the end")
     until(lambda: root.running() == {}, "nothing left")
-    assert control_groups() == []
+    assert control_groups(root) == []
     root.cli("pct", "start", 101, ok=True)
 
 
@@ -168,7 +172,7 @@ def test_after_the_monitors_death_the_next_start_works(
     assert state(root) == "stopped"
     root.cli("pct", "start", 101, ok=True)
     root.cli("pct", "stop", 101, ok=True)
-    until(lambda: control_groups() == [], "no groups left", 2)
+    until(lambda: control_groups(root) == [], "no groups left", 2)
 
 
 def test_lxcs_own_tools_see_the_container(small: Callable[..., Root]) -> None:

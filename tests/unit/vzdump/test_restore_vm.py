@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pvetools.backup import restore_qemu, vma
 from pvetools.backup.restore_qemu import Request
 from pvetools.config import guest as config
 from pvetools.storage import volumes
+from pvetools.storage.driver import Space
 from pvetools.system import paths
 from pvetools.system.errors import Exists, Locked, NotFound, ParamErrors, PveError, Refused
 from pvetools.system.streams import FileSource
@@ -135,7 +137,7 @@ def test_the_cloud_init_drive_of_a_replaced_machine_stays(
     node.vm(100, f"ide2: {drive},media=cdrom")
     assert vzdump(100).error == ""
     if not room:
-        monkeypatch.setattr(restore_qemu._Restore, "_has_room", lambda _: False)
+        monkeypatch.setattr(restore_qemu._Restore, "_needs_room", lambda _: True)
     restore_qemu.restore(Request(str(node.archives(100)[0]), 100, force=True))
     assert conf(100)["ide2"] == f"{drive},media=cdrom,size=64K"
     assert drive in volumes.owned_by(100)
@@ -314,3 +316,69 @@ def test_restoring_is_a_task_of_its_own(node: Node, archive: Path):
     assert node.cli("qmrestore", archive, 200).returncode == 0
     listed = json.loads(node.cli("pvesh", "get", "/nodes/localhost/tasks", "--output-format", "json").stdout)
     assert ("qmrestore", "200", "OK") in {(row["type"], row["id"], row["status"]) for row in listed}
+
+
+def test_a_lost_disk_is_not_removed_again_by_another_of_its_names(node: Node, archive: Path):
+    """The new disk has the file of the old one, which was gone."""
+    paths.storage_config().write_text(f"dir: al\n\tpath {node.images.parent}\n\tcontent images\n")
+    before = node.config(100).read_text()
+    node.config(100).write_text(before.replace("local:100/vm-100-disk-0.raw", "al:100/vm-100-disk-0.raw"))
+    (node.images / "100/vm-100-disk-0.raw").unlink()
+    restore_qemu.restore(Request(str(archive), 100, force=True))
+    name = conf(100)["scsi0"].split(",")[0]
+    assert volumes.exists(name)
+
+
+def test_old_disks_stay_where_their_space_is_of_no_use(
+    node: Node, archive: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    small = tmp_path_factory.mktemp("small")
+    paths.storage_config().write_text(f"dir: small\n\tpath {small}\n\tcontent images\n")
+    status = volumes.status
+
+    def full(storage: str = "", **more: object) -> list[volumes.Status]:
+        rows = status(storage, **more)
+        return [replace(row, space=Space(10, 10, 0)) if row.definition.id == "small" else row for row in rows]
+
+    monkeypatch.setattr(volumes, "status", full)
+    assert not restore_qemu.gives_room({"small": 1 << 20}, ["local:100/vm-100-disk-0.raw"])
+    assert restore_qemu.gives_room({"small": 1}, ["small:100/vm-100-disk-0.raw"]) is False
+    volid = volumes.alloc("small", 100, 1 << 20, format="raw")
+    (small / "images/100/vm-100-disk-0.raw").write_bytes(b"x" * (1 << 20))
+    assert restore_qemu.gives_room({"small": 1 << 20}, [volid])
+
+
+def test_an_entry_of_a_storage_that_is_gone_hinders_no_restore(node: Node, archive: Path):
+    node.config(100).write_text(node.config(100).read_text() + "unused0: gone:100/vm-100-disk-7.raw\n")
+    restore_qemu.restore(Request(str(archive), 100, force=True))
+    assert "gone:100/vm-100-disk-7.raw" in conf(100).values()
+
+
+def test_a_machine_that_starts_meanwhile_is_not_replaced(
+    node: Node, archive: Path, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    answers = iter([False, True])
+    monkeypatch.setattr(restore_qemu, "QEMU", restore_qemu.QEMU._replace(is_running=lambda _: next(answers)))
+    before = node.config(100).read_text()
+    with pytest.raises(Refused, match="VM is running"):
+        restore_qemu.restore(Request(str(archive), 100, force=True))
+    assert node.config(100).read_text() == before
+
+
+def test_a_disk_that_starts_as_qcow2_is_saved_as_one(node: Node, vzdump: Vzdump, tmp_path: Path):
+    disk = tmp_path / "own.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1M"], check=True)
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 9 64k 128k", disk], check=True)
+    node.vm(100, f"virtio1: {disk},size=1M")
+    assert vzdump(100).error == ""
+    restore_qemu.restore(Request(str(node.archives(100)[0]), 200))
+    volid = conf(200)["virtio1"].split(",")[0]
+    assert same(disk, volumes.path(volid))
+
+
+def test_a_restored_machine_has_no_disks_of_others(node: Node, vzdump: Vzdump):
+    volumes.alloc("local", 100, 64 * KIB, name="vm-100-disk-5.raw")
+    node.vm(100, "virtio1: local:100/vm-100-disk-5.raw,backup=No,size=64K", "efidisk0: local:100/vm-100-disk-7.raw")
+    assert vzdump(100).error == ""
+    restore_qemu.restore(Request(str(node.archives(100)[0]), 200))
+    assert not [key for key, text in conf(200).items() if "local:100/" in text and key != "description"]
