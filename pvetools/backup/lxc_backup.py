@@ -7,6 +7,7 @@ frozen, so that it is away only for what changed in between; the copy is archive
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -60,6 +61,11 @@ def file_system(folder: Path) -> str:
     """Type of the file system that a folder lies on, as ``df`` calls it."""
     lines = programs.run(["df", "-P", "-T", folder]).stdout.splitlines()
     return lines[-1].split()[1]
+
+
+def _literal(path: str) -> str:
+    """A path as a pattern of rsync."""
+    return re.sub(r"([\\*?\[])", r"\\\1", path)
 
 
 def stored_config(current: GuestConfig) -> str:
@@ -192,6 +198,9 @@ class LxcEngine:
             words += ["-X", "-A"]
         if run.settings.options.bwlimit:
             words.append(f"--bwlimit={run.settings.options.bwlimit}")
+        # they may lie on the file system of the root, as folders do
+        left_out = {point.mp for point in self._options.mp.values()} - {point.path for point in self._points}
+        words += [f"--exclude={_literal(path.rstrip('/'))}/*" for path in sorted(left_out)]
         words += [f"--exclude={pattern}" for pattern in run.settings.excludes]
         words += [f"{source}/.{point.path.rstrip('/')}/" for point in self._points]
         return [*words, str(tree)]

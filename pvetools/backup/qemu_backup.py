@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from pvetools.system.errors import PveError
 from pvetools.system.streams import Source
 from pvetools.system.units import format_size
 
+_LOOK_EVERY = 2.0  # seconds
 _GONE_WITHIN = 1.0  # seconds in which a process ends after its sockets were closed
 _BUSES = ("ide", "sata", "scsi", "virtio")
 
@@ -198,11 +199,10 @@ class QemuEngine:
         ident = uuid.uuid4()
         joblog.info(f"started backup task '{ident}'")
         progress = Progress({disk.name: disk.source.size for disk in disks})
+        told = _watched(run.vmid, progress) if run.running else progress
         limit = run.settings.options.bwlimit * 1024
         try:
-            vma.write(
-                fd, configs, disks, limit=limit, requests=run.settings.workers, progress=progress, uuid=ident.bytes
-            )
+            vma.write(fd, configs, disks, limit=limit, requests=run.settings.workers, progress=told, uuid=ident.bytes)
         except PveError as error:
             if run.running and self._has_ended(run.vmid):
                 raise PveError(f"VM {run.vmid} stopped while it was backed up") from error
@@ -313,6 +313,25 @@ def _tell_left_out(current: GuestConfig) -> None:
         joblog.info("pending configuration changes found (not included into backup)")
 
 
+def _watched(vmid: int, progress: Progress) -> Callable[[str, int, int], None]:
+    """Progress that fails when an error of a disk stops the machine: there is no room for what it overwrites."""
+    if hypervisor.state(vmid) == "io-error":  # it was before
+        return progress
+    seen = time.monotonic()
+
+    def tell(name: str, done: int, zero: int) -> None:
+        nonlocal seen
+        progress(name, done, zero)
+        if time.monotonic() - seen > _LOOK_EVERY:
+            seen = time.monotonic()
+            if hypervisor.state(vmid) == "io-error":
+                raise PveError(
+                    f"VM {vmid} was stopped by an error of a disk, perhaps for want of room for its old data"
+                )
+
+    return tell
+
+
 def _end_job(run: Run) -> None:
     """End the backup job; a machine that powered off meanwhile has none any more."""
     with run.undisturbed():  # the journal must say what is true
@@ -322,6 +341,14 @@ def _end_job(run: Run) -> None:
             joblog.warn(f"can't end the backup job: {error}")
         else:
             run.journal.note(job=False)
+            _wake(run)
+
+
+def _wake(run: Run) -> None:
+    """Let a machine go on whose writes failed as there was no room for what they replace; they are tried again."""
+    if hypervisor.state(run.vmid) == "io-error":
+        joblog.warn(f"VM {run.vmid} was stopped by an error of a disk; resuming it without the backup job")
+        lifecycle.resume(run.vmid, skip_lock=True)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ This is the only module that talks to libnbd. One connection carries several req
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import time
@@ -23,6 +24,7 @@ CONNECT_TIMEOUT = 30.0  # seconds until a server must answer
 CLOSE_TIMEOUT = 300.0  # seconds in which a server must have written what it still holds
 END_TIMEOUT = 5.0  # seconds for a server that hung up to say why
 _STATUS_WINDOW = 1 << 30  # bytes asked about at once; the protocol counts them in 32 bits
+_CLOSED_WITHIN = 10.0  # seconds that a server has to answer what it was asked before
 _HUNG_UP = select.POLLERR | select.POLLHUP | select.POLLIN
 # With these qemu-nbd keeps the memory of its request buffers instead of returning it to the kernel after each one; it
 # spends most of its time in page faults otherwise.
@@ -90,9 +92,17 @@ class Export:
         return self.size
 
     def close(self) -> None:
-        """Disconnect; the server of an image ends with that."""
-        with contextlib.suppress(self._nbd.Error):
-            self._handle.shutdown()
+        """Disconnect; the server of an image ends with that. One that can't answer is left: it may wait for us."""
+        with contextlib.suppress(self._nbd.Error, OSError):
+            connection = self._handle.aio_get_fd()
+            self._handle.aio_disconnect()
+            deadline = time.monotonic() + _CLOSED_WITHIN
+            while not (self._handle.aio_is_closed() or self._handle.aio_is_dead()):
+                if (left := deadline - time.monotonic()) <= 0:
+                    with socket.socket(fileno=os.dup(connection)) as link:
+                        link.shutdown(socket.SHUT_RDWR)
+                    return
+                self._handle.poll(int(left * 1000) + 1)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

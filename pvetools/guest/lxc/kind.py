@@ -43,7 +43,7 @@ def volumes_of(section: Mapping[str, str]) -> dict[str, str]:
 
 def with_size(text: str, size: int) -> str:
     """The text of a volume with another size in bytes."""
-    kind = MountPoint if ",mp=" in text else Rootfs
+    kind = MountPoint if ",mp=" in f",{text}" else Rootfs
     return kind.parse(text).replaced(size=size).format()
 
 

@@ -400,3 +400,20 @@ def _evil(archive: Path, path: Path) -> None:
     (outside.parent.parent / "outside").write_text("x")
     subprocess.run(["tar", "-rPf", plain, "../outside"], cwd=outside.parent, check=True)
     subprocess.run(["zstd", "-q", plain, "-o", path], check=True)
+
+
+def test_a_copy_of_a_running_container_has_only_the_chosen_mount_points(root: Root, local_template: str) -> None:
+    """Folders lie on one file system, which says nothing about whose they are."""
+    host = root / "host [1]"
+    host.mkdir()
+    (host / "secret").touch()
+    host.chmod(0o755)
+    points = ["--mp0", f"{host},mp=/b*d", "--mp1", "local:0,mp=/left", "--mp2", "local:0,mp=/in,backup=1"]
+    root.cli("pct", "create", 100, local_template, "--rootfs", "local:0", *points, "--start", 1, ok=True)
+    root.cli("pct", "exec", 100, "--", "sh", "-c", "touch /left/no /in/yes /bad", ok=True)
+    root.cli("vzdump", 100, "--mode", "suspend", "--compress", "0", ok=True)
+    listed = subprocess.run(["tar", "-tf", newest(root, 100)], capture_output=True, text=True, check=True)
+    names = listed.stdout.splitlines()
+    assert {"./in/yes", "./bad", "./left/"} <= {*names}
+    assert not [name for name in names if name.endswith(("/no", "/secret"))]
+    root.cli("pct", "stop", 100, ok=True)

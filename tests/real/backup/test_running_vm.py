@@ -138,6 +138,27 @@ def test_old_blocks_are_saved_on_the_fleecing_storage(vm: Booted) -> None:
 # -- guests of their own -----------------------------------------------------------------------------------------------
 
 
+def test_a_full_storage_ends_the_backup_and_not_the_guest(vm: Booted) -> None:
+    """What the guest overwrites has to be kept there too: without room for that it stops, until the job has gone."""
+    root, small = vm.root, vm.root / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5M", "tmpfs", small], check=True)
+    try:
+        root.cli("pvesm", "add", "dir", "small", "--path", small, "--content", "backup", ok=True)
+        vm.port.run("dd if=/dev/urandom of=/data/old bs=64k count=112 2>/dev/null; sync")
+        with running(root, 100, "--storage", "small", "--compress", "zstd", "--bwlimit", 256) as job:
+            job.wait_for("started backup task")
+            vm.port.run("dd if=/dev/zero of=/data/old bs=64k count=112 conv=notrunc,fsync 2>/dev/null", timeout=100)
+            assert job.finish() != 0
+        assert "Backup of VM 100 failed" in job.said
+        assert "resuming it without the backup job" in job.said
+        assert status(root) == "status: running"
+        vm.port.run("rm /data/old; sync")
+        root.cli("pvesm", "remove", "small", ok=True)
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
 def test_stop_mode_archives_a_guest_that_was_shut_down_and_it_comes_back(root: Root, vm_image: Path) -> None:
     """And, with the same guest, one that powers off in the middle of its backup."""
     root.cli(
