@@ -63,6 +63,16 @@ def file_system(folder: Path) -> str:
     return lines[-1].split()[1]
 
 
+def _tell_subvolumes(folder: Path) -> None:
+    """Warn of subvolumes of btrfs inside: to tar and rsync they are other file systems, which they leave out."""
+    if programs.find("btrfs") is None or programs.run(["stat", "-f", "-c", "%T", folder]).stdout.strip() != "btrfs":
+        return
+    listed = programs.run(["btrfs", "subvolume", "list", "-o", folder], check=False).stdout.splitlines()
+    for line in listed:
+        name = line.partition(" path ")[2].rpartition("/")[2]
+        joblog.warn(f"subvolume '{name}' inside of the container is not included in the backup")
+
+
 def _literal(path: str) -> str:
     """A path as a pattern of rsync."""
     return re.sub(r"([\\*?\[])", r"\\\1", path)
@@ -121,6 +131,8 @@ class LxcEngine:
             self._stop(run)
         with mounts.mounted(run.vmid, self._included(), self._ids) as tree:
             sources = [f"./{point.path.strip('/')}" for point in self._points]
+            for source in sources:
+                _tell_subvolumes(tree / source)
             self._pack(run, tree, sources, run.settings.excludes)
 
     # -- stop mode -------------------------------------------------------------------------------------------------
@@ -146,6 +158,8 @@ class LxcEngine:
         tree = run.work / "tree"
         tree.mkdir()
         source = Path(f"/proc/{runtime.init_pid(run.vmid)}/root")
+        for point in self._points:
+            _tell_subvolumes(source / point.path.strip("/"))
         self._sync(run, source, tree, "first")
         joblog.info("suspending guest")
         run.went_away()

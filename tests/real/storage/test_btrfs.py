@@ -386,3 +386,16 @@ def test_a_container_lives_on_it_and_moves_by_backup(
     assert cli("pct", "exec", 103, "--", "cat", "/kept", ok=True).stdout == "kept\n"
     cli("pct", "stop", 103, ok=True)
     cli("pct", "destroy", 103, ok=True)
+
+
+def test_subvolumes_inside_of_a_container_are_told_when_it_is_saved(
+    store: Path, root: Root, cli: Callable[..., Result], local_template: str
+) -> None:
+    cli("pct", "create", 101, local_template, "--rootfs", "store:0", "--unprivileged", 1, ok=True)
+    (folder,) = map(volumes.path, volumes.owned_by(101))
+    subprocess.run(["btrfs", "subvolume", "create", folder / "nested"], check=True, stdout=subprocess.DEVNULL)
+    said = "WARN: subvolume 'nested' inside of the container is not included in the backup"
+    assert said in cli("vzdump", 101, "--compress", 0, "--storage", "local", ok=True).stderr
+    cli("pct", "start", 101, ok=True)
+    assert said in cli("vzdump", 101, "--compress", 0, "--storage", "local", "--mode", "suspend", ok=True).stderr
+    cli("pct", "stop", 101, ok=True)
