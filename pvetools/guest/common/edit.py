@@ -47,7 +47,7 @@ def apply(kind: GuestKind, vmid: int, change: Change) -> None:
         texts = _made(kind, current, change, values, undo)
         freed = _delete(kind, current, change, running=running)
         _set(kind, current, texts, running=running)
-        _revert(current, change.revert)
+        _revert(kind, current, change.revert)
         arithmetic.clean(current.current, current.pending)
         _check_rules(kind, current)
         config.save(current)
@@ -97,7 +97,7 @@ def _delete(kind: GuestKind, current: GuestConfig, change: Change, *, running: b
     """Remove keys now or mark them pending; gives the volumes that are to be freed once the file is written."""
     freed: list[str] = []
     for key in change.delete:
-        current.pending.pop(key, None)
+        _drop_pending(kind, current, key)
         if key not in current.current:
             continue
         if running and not _is_immediate(kind, current.vmid, key, None):
@@ -176,10 +176,19 @@ def replace_value(kind: GuestKind, current: GuestConfig, section: Section, key: 
         del current.current[name]
 
 
-def _revert(current: GuestConfig, keys: Sequence[str]) -> None:
+def _revert(kind: GuestKind, current: GuestConfig, keys: Sequence[str]) -> None:
     for key in keys:
-        current.pending.pop(key, None)
+        _drop_pending(kind, current, key)
         arithmetic.drop_delete(current.pending, key)
+
+
+def _drop_pending(kind: GuestKind, current: GuestConfig, key: str) -> None:
+    """Forget a pending value; a volume that only it names becomes unused."""
+    volid = kind.volumes(current.pending).get(key)
+    current.pending.pop(key, None)
+    still = used_volumes(kind, (current.current, current.pending, *current.snapshots.values()))
+    if volid and volid not in still and _owns(current.vmid, volid):
+        add_unused(current.current, volid)
 
 
 def _check_rules(kind: GuestKind, current: GuestConfig) -> None:

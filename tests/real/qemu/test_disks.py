@@ -213,3 +213,15 @@ def test_a_template_with_linked_clones_is_not_destroyed(root: Root) -> None:
     assert "base volume 'local:110/base-110-disk-0.qcow2' is still in use by linked clone" in said.stderr
     assert root.config(110).read_text() == text
     assert kept(root, "110/vm-110-disk-1.raw", "110/base-110-disk-0.qcow2")
+
+
+def test_a_new_disk_that_is_not_wanted_any_more_becomes_unused(root: Root) -> None:
+    create(root, 100)
+    for words in (("--revert", "scsi1"), ("--delete", "scsi2")):
+        key = words[1]
+        root.cli("pvesm", "alloc", "local", 100, f"vm-100-{key}.raw", "1M", ok=True)
+        text = root.config(100).read_text()
+        root.config(100).write_text(f"{text}\n[PENDING]\n{key}: local:100/vm-100-{key}.raw,size=1M\n")
+        root.cli("qm", "set", 100, *words, ok=True)
+        assert f"local:100/vm-100-{key}.raw" in config(root).values()
+        assert "PENDING" not in root.config(100).read_text()
