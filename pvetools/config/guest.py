@@ -26,7 +26,7 @@ _COMMON = re.compile(
     r"^(?!lxc\.|delete:|description:)([A-Za-z][A-Za-z0-9_.-]*): (\S(?:.*\S)?)$", re.ASCII | re.MULTILINE
 )
 _NAMING = re.compile(r"^(?!unused)(\w+):[ \t]*(\S.*?)\s*$", re.ASCII | re.MULTILINE)
-PLACE = re.compile(r"\s*(?:[\w-]+=)?(/.*|[a-zA-Z][\w.-]*:.+)", re.ASCII)  # what a part of a line names
+PLACE = re.compile(r"\s*(?:[\w-]+=)?(/.*?|[a-zA-Z][\w.-]*:.+?)\s*", re.ASCII)  # what a part of a line names
 _PARTS = re.compile(r"\n(?=\[)")
 _RAW_LXC = re.compile(r"(lxc\.[a-z0-9_.-]+)(?::|\s*=)\s*(.*?)\s*", re.ASCII)
 _HEADER = re.compile(r"\[([^\]]*)\]\s*", re.ASCII)
