@@ -167,7 +167,8 @@ def test_a_disk_of_a_guest_is_not_freed_by_another_of_its_names(
         "scsi0:  local:100/vm-100-disk-0.raw,size=1M", "scsi0:local:100/vm-100-disk-0.raw",
         "scsi0:\tlocal:100/vm-100-disk-0.raw", "scsi0: local:100/vm-100-disk-0.raw  ",
         "scsi0: @ROOT@/var/lib/vz/images/100/vm-100-disk-0.raw", "scsi0: @ROOT@/link,cache=none",
-        "scsi0: local:100/vm-100-disk-0.raw ,size=1M", "scsi0: local:100/vm-100-link.raw", "scsi0: broken:100/vm-100-disk-0.raw",
+        "scsi0: local:100/vm-100-disk-0.raw ,size=1M", "scsi0: local:100/vm-100-link.raw",
+        "scsi0: broken:100/vm-100-disk-0.raw",
         "[old]\nscsi0:  local:100/vm-100-disk-0.raw",
     ],
 )  # fmt: skip
