@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pvetools.backup import extract, signals
-from pvetools.backup.restore_qemu import STDIN, gives_room, is_owned
+from pvetools.backup.restore_qemu import STDIN, gives_room
 from pvetools.config import guest as config
 from pvetools.config.guest import GuestConfig, Section
 from pvetools.guest.common import edit, rescan
@@ -356,4 +356,4 @@ def _to_free(vmid: int, current: GuestConfig) -> set[str]:
     """Volumes of the container that is replaced, without those that it did not use."""
     named = used_volumes(LXC, (current.current, current.pending, *current.snapshots.values()))
     unused = {volid for key, volid in LXC.volumes(current.current).items() if key.startswith("unused")}
-    return {volid for volid in named - unused if is_owned(volid, vmid)}
+    return {volid for volid in named - unused if edit.owns(vmid, volid)}

@@ -294,7 +294,7 @@ def _storage_of(text: str, key: str) -> str:
 def _owned(vmid: int, current: GuestConfig) -> set[str]:
     """Volumes that belong to the machine, as far as that is known, and that its configuration names."""
     named = used_volumes(QEMU, (current.current, current.pending, *current.snapshots.values()))
-    return {volid for volid in named if is_owned(volid, vmid) is not False}
+    return {volid for volid in named if edit.owns(vmid, volid) is not False}
 
 
 def _to_free(current: GuestConfig, keys: set[str]) -> set[str]:
@@ -302,7 +302,7 @@ def _to_free(current: GuestConfig, keys: set[str]) -> set[str]:
     found = QEMU.volumes(current.current)
     old = {volid for key, volid in found.items() if key in keys or key == "vmstate"}
     states = {part["vmstate"] for part in current.snapshots.values() if "vmstate" in part}
-    return {volid for volid in old | states if is_owned(volid, current.vmid)}
+    return {volid for volid in old | states if edit.owns(current.vmid, volid)}
 
 
 def gives_room(needed: Mapping[str, float], old: Iterable[str]) -> bool:
@@ -326,14 +326,6 @@ def gives_room(needed: Mapping[str, float], old: Iterable[str]) -> bool:
             return False
         short = short or avail < size
     return short
-
-
-def is_owned(volid: str, vmid: int) -> bool | None:
-    """Whether a volume belongs to a guest; None where nobody knows, as its storage is gone."""
-    try:
-        return volumes.owner(volid) == vmid
-    except PveError:
-        return None
 
 
 class Progress:

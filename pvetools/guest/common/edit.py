@@ -113,7 +113,7 @@ def _drop(kind: GuestKind, current: GuestConfig, key: str, *, force: bool) -> li
     del current.current[key]
     if volid is None or volid in used_volumes(kind, (current.current, *current.snapshots.values())):
         return []
-    owned = _owns(current.vmid, volid)
+    owned = owns(current.vmid, volid)
     if force or key.startswith("unused"):
         return [volid] if owned else []
     if owned is not False:
@@ -133,7 +133,7 @@ def add_unused(section: Section, volid: str) -> str:
     raise PveError(f"no free 'unused' entry for volume '{volid}' (at most {MAX_UNUSED})")
 
 
-def _owns(vmid: int, volid: str) -> bool | None:
+def owns(vmid: int, volid: str) -> bool | None:
     """Whether a volume belongs to a guest; None where nobody knows, as its storage is gone."""
     from pvetools.storage import volumes
 
@@ -169,7 +169,7 @@ def replace_value(kind: GuestKind, current: GuestConfig, section: Section, key: 
     before = kind.volumes(section).get(key)
     section[key] = text
     still = used_volumes(kind, (current.current, current.pending, *current.snapshots.values()))
-    if before and before not in still and _owns(current.vmid, before) is not False:
+    if before and before not in still and owns(current.vmid, before) is not False:
         add_unused(current.current, before)
     now = kind.volumes(section).get(key)
     for name in [name for name in current.current if name.startswith("unused") and current.current[name] == now]:
@@ -187,7 +187,7 @@ def _drop_pending(kind: GuestKind, current: GuestConfig, key: str) -> None:
     volid = kind.volumes(current.pending).get(key)
     current.pending.pop(key, None)
     still = used_volumes(kind, (current.current, current.pending, *current.snapshots.values()))
-    if volid and volid not in still and _owns(current.vmid, volid):
+    if volid and volid not in still and owns(current.vmid, volid):
         add_unused(current.current, volid)
 
 
