@@ -572,7 +572,7 @@ def _used(stat: os.stat_result) -> int:
 def next_name(folder: Path, vmid: int, form: str) -> str:
     """The next free file name for an image of a guest in its folder."""
     # also by what an interrupted snapshot has left: files that the image lies on, or one that was to take its place
-    taken = re.compile(rf"(?:snap-.*-|\.)?(?:vm|base|subvol|basevol)-{vmid}-disk-(\d+)(?:\.|$)", re.ASCII)
+    taken = re.compile(rf"(?:snap-.*-|\.(?=.*\.new$))?(?:vm|base|subvol|basevol)-{vmid}-disk-(\d+)(?:\.|$)", re.ASCII)
     used = {int(match[1]) for entry in _scan(folder) if (match := taken.match(entry.name))}
     number = next(number for number in range(len(used) + 1) if number not in used)
     return f"{'subvol' if form == 'subvol' else 'vm'}-{vmid}-disk-{number}.{form}"
