@@ -223,11 +223,15 @@ def _set_up(run: Run) -> None:
         TARGET=str(target.folder / run.filename) if target else "-",
         LOGFILE=str(target.folder / f"{run.stem}.log") if target else str(run.result.log),
     )
-    run.running = run.engine.is_running(run.vmid)
-    if not run.running:
-        run.mode = "stop"
+    _look(run, run.engine)
     if target:
         _check_limits(job, target, run)
+
+
+def _look(run: Run, engine: Engine) -> None:
+    """Find out whether the guest runs, and in which mode it is saved then."""
+    run.running = engine.is_running(run.vmid)
+    run.mode = run.job.settings.options.mode if run.running else "stop"
 
 
 def _check_limits(job: Job, target: Target, run: Run) -> None:
@@ -285,8 +289,9 @@ def _work(run: Run) -> None:
     run.journal = journal.begin(run.vmid, run.kind, run.job.owner)
     try:
         run.config = config.set_lock(run.kind, run.vmid, "backup")
-        if run.engine and run.engine.is_running(run.vmid) != run.running:
-            raise PveError(f"{label} {run.vmid} was {'stopped' if run.running else 'started'} just now")
+        if engine.is_running(run.vmid) != run.running:  # it was started or stopped before the lock was there
+            _look(run, engine)
+            joblog.info(f"status = {'running' if run.running else 'stopped'}")
         run.work = _make_work_folder(run, engine)
         _prepare(run, engine)
         engine.archive(run)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pvetools.backup import vma
+from pvetools.backup import qemu_backup, vma
 from pvetools.config import guest as config
 from pvetools.system import paths
 from tests.signals import ask_to_end
@@ -482,3 +482,16 @@ def test_a_reader_that_goes_away_ends_the_job_cleanly(node: Node, tmp_path: Path
     process.stdout.close()
     assert node.archives() == []
     assert config.load("qemu", 100).lock == ""
+
+
+def test_a_machine_that_stops_before_the_lock_is_there_is_saved_as_one_that_is_off(
+    node: Node, vzdump: Vzdump, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    answers = iter([True])
+    monkeypatch.setattr(qemu_backup.QemuEngine, "is_running", lambda _self, _vmid: next(answers, False))
+    node.vm(100)
+    done = vzdump(100, mode="snapshot")
+    assert done.error == ""
+    assert [line for line in done.lines if "status =" in line or "backup mode" in line] == [
+        "INFO: status = running", "INFO: status = stopped", "INFO: backup mode: stop",
+    ]  # fmt: skip
