@@ -231,7 +231,7 @@ class QemuEngine:
         link.unlink(missing_ok=True)
         link.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            stack.callback(_end_job, run)
+            stack.callback(_end_job, run, wake=hypervisor.state(run.vmid) != "io-error")
             run.journal.note(job=True)
             with _frozen(run):
                 joblog.info("starting backup via QMP command")
@@ -332,8 +332,13 @@ def _watched(vmid: int, progress: Progress) -> Callable[[str, int, int], None]:
     return tell
 
 
-def _end_job(run: Run) -> None:
-    """End the backup job; a machine that powered off meanwhile has none any more."""
+def _end_job(run: Run, *, wake: bool) -> None:
+    """End the backup job; a machine that powered off meanwhile has none any more.
+
+    Args:
+        run: the backup.
+        wake: let a machine go on that an error of a disk has stopped meanwhile.
+    """
     with run.undisturbed():  # the journal must say what is true
         try:
             hypervisor.abort_backup(run.vmid)
@@ -341,14 +346,18 @@ def _end_job(run: Run) -> None:
             joblog.warn(f"can't end the backup job: {error}")
         else:
             run.journal.note(job=False)
-            _wake(run)
+            if wake:
+                _wake(run)
 
 
 def _wake(run: Run) -> None:
     """Let a machine go on whose writes failed as there was no room for what they replace; they are tried again."""
     if hypervisor.state(run.vmid) == "io-error":
         joblog.warn(f"VM {run.vmid} was stopped by an error of a disk; resuming it without the backup job")
-        lifecycle.resume(run.vmid, skip_lock=True)
+        try:
+            lifecycle.resume(run.vmid, skip_lock=True)
+        except PveError as error:
+            joblog.warn(f"VM {run.vmid} stays stopped: {error}")
 
 
 @contextlib.contextmanager

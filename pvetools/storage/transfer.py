@@ -126,7 +126,7 @@ def check_export(volid: str, form: str, state: State = NOW) -> None:
     source, parsed = driver.source(name), driver.parse(name)
     if parsed.format not in (*names.IMAGE_FORMATS, "subvol"):
         raise Refused(f"volume '{volid}' is no disk image or folder, only those can be exported")
-    if parsed.content == "import":
+    if parsed.content == "import" and source.kind == "file":
         images.check_foreign(source.path, parsed.format)
     _check_format(form, exports(volid, state), "exported", volid, state)
 

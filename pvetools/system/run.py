@@ -117,6 +117,7 @@ def run(
             pass_fds=pass_fds,
             process_group=None if whole else 0,
             start_new_session=whole,
+            preexec_fn=_hear_signals if whole else None,
         )
         try:
             stdout, stderr = process.communicate(data, timeout)
@@ -139,10 +140,18 @@ def run(
 _going_on: list[subprocess.Popen[bytes]] = []
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def _hear_signals() -> None:
+    """In a child: a daemon that it may start could not be ended otherwise."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
     """Let the signals that ask to end wait until the block has ended."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
     finally:

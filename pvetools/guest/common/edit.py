@@ -205,15 +205,23 @@ def _free_all(current: GuestConfig, volids: Sequence[str]) -> None:
         from pvetools.guest.common import references
 
         if left := references.free_all(volids):
-            for volid in left:
-                add_unused(current.current, volid)
-            config.save(current)
+            _keep(current, left)
+
+
+def _keep(current: GuestConfig, volids: Sequence[str]) -> None:
+    for volid in volids:
+        add_unused(current.current, volid)
+    config.save(current)
 
 
 def free_replaced(kind: GuestKind, vmid: int, volids: Collection[str]) -> None:
-    """Free what a guest had before it was replaced, like ``_free_all``."""
-    with lock.guest_lock(vmid):
-        _free_all(config.load(kind.name, vmid), sorted(volids))
+    """Free what a guest had before it was replaced; that may take long, so the guest can be used meanwhile."""
+    from pvetools.guest.common import references
+
+    if left := references.free_all(volids):
+        with lock.guest_lock(vmid):
+            current = config.load(kind.name, vmid)
+            _keep(current, left)
 
 
 def apply_pending(kind: GuestKind, current: GuestConfig) -> bool:

@@ -146,6 +146,11 @@ def test_a_change_is_brought_to_its_end_whoever_is_asked_to_end(tmp_path: Path, 
     until(lambda: (tmp_path / "done").exists())
 
 
+def test_what_a_change_starts_hears_signals() -> None:
+    blocked = run.run(["sh", "-c", "grep SigBlk /proc/self/status"], whole=True).stdout.split()[1]
+    assert int(blocked, 16) & (1 << signal.SIGTERM - 1) == 0
+
+
 def test_a_change_that_takes_too_long_goes_on(tmp_path: Path) -> None:
     with pytest.raises(PveError, match=r"'sh' did not end within 0.1 seconds; it goes on as process \d+"):
         run.run(["sh", "-c", "sleep 0.3; echo > $0/done", tmp_path], whole=True, timeout=0.1)
